@@ -1,0 +1,51 @@
+"""What both sides of the comparison have in common: certificates, keys, and a measurement's form."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from federation.processes import free_port
+from server_app.home import Federation, Home
+from server_app.provision import provision
+
+HOSPITALS = ("north", "south")
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One system with one model.
+
+    Attributes:
+        rounds: seconds from one round's start to the next one's, without training, from round 1.
+        bytes_down, bytes_up: of a hospital in a round.
+        peaks: largest resident set of a process in each role, bytes.
+    """
+
+    system: str
+    parameters: int
+    rounds: tuple[float, ...]
+    bytes_down: int
+    bytes_up: int
+    peaks: Mapping[str, int]
+
+    @property
+    def seconds(self) -> float:
+        """Median over the rounds after the first, which starts caches and connections."""
+        return statistics.median(self.rounds[1:])
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"median_seconds": self.seconds}
+
+
+def make_home(folder: Path, hospitals: Sequence[str] = HOSPITALS) -> Home:
+    """A provisioned coordinator's folder whose SuperLink will listen on a free port."""
+    home = Home(folder)
+    provision(
+        Federation(name="bench", host=LOOPBACK, port=free_port(), hospitals=list(hospitals)), home
+    )
+    return home

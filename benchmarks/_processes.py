@@ -1,0 +1,185 @@
+"""Processes of a benchmark: started, their memory watched, and taken down whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+_PR_SET_PDEATHSIG = 1
+_LOOK = 0.1  # seconds between two looks at the processes
+_GRACE = 12.0  # seconds between asking to end and killing; a supervisor gives its children 8
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONUNBUFFERED": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+class BenchmarkFailed(RuntimeError):
+    """A process of the benchmark did not do what it was started for."""
+
+
+@dataclass
+class Processes:
+    """A group of process trees; leaving the context ends every process that was ever in one.
+
+    `peaks` has the largest resident set (VmHWM, bytes) seen of any process in each role. A process
+    is in the trees when it descends from one that `start` made, whoever adopted it since.
+    """
+
+    logs: Path
+    role: Callable[[Sequence[str]], str | None]
+    peaks: dict[str, int] = field(default_factory=dict)
+    _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _seen: dict[int, str] = field(default_factory=dict)  # process id → when it began
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Processes:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._watcher.join()
+        self._look()
+        for process in reversed(self._started.values()):
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + _GRACE
+        while self._living() and time.monotonic() < deadline:
+            for process in self._started.values():
+                process.poll()
+            time.sleep(0.05)
+        for number in self._living():
+            _send(number, signal.SIGKILL)
+        for process in self._started.values():
+            process.wait()
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start a process whose output goes to `logs/NAME.log`."""
+        with (self.logs / f"{name}.log").open("ab") as output:
+            self._started[name] = subprocess.Popen(
+                list(command),
+                env={**os.environ, **QUIET, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C comes to the benchmark, which ends the others
+                preexec_fn=_die_with_parent,
+            )
+
+    def wait(
+        self, done: Callable[[], bool], what: str, *, seconds: float, may_end: Sequence[str] = ()
+    ) -> None:
+        """Wait for `done`.
+
+        Raises:
+            BenchmarkFailed: it takes longer, or a process ends that is not one of `may_end`.
+        """
+        deadline = time.monotonic() + seconds
+        while not done():
+            for name, process in self._started.items():
+                if process.poll() is not None and name not in may_end:
+                    raise BenchmarkFailed(f"{name} ended ({process.returncode}): {self.tail(name)}")
+            if time.monotonic() > deadline:
+                tails = "\n".join(f"--- {name}\n{self.tail(name)}" for name in self._started)
+                raise BenchmarkFailed(f"{what}: not there after {seconds:.0f} s\n{tails}")
+            time.sleep(0.1)
+
+    def ended(self, name: str) -> int | None:
+        """A process's exit code, None while it runs."""
+        return self._started[name].poll()
+
+    def tail(self, name: str) -> str:
+        return (self.logs / f"{name}.log").read_text(errors="replace")[-3000:]
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK):
+            self._look()
+
+    def _look(self) -> None:
+        table = _process_table()
+        members = {process.pid for process in self._started.values()} | {
+            number for number, began in self._seen.items() if _began(table, number) == began
+        }
+        grown = True
+        while grown:
+            more = {n for n, (parent, _) in table.items() if parent in members} - members
+            members |= more
+            grown = bool(more)
+        for number in members & table.keys():
+            self._seen[number] = table[number][1]
+            command, peak = _command(number), _peak(number)
+            role = self.role(command)
+            if role is not None and peak is not None:
+                self.peaks[role] = max(self.peaks.get(role, 0), peak)
+
+    def _living(self) -> list[int]:
+        table = _process_table()
+        return [n for n, began in self._seen.items() if _began(table, n) == began]
+
+
+def _process_table() -> dict[int, tuple[int, str]]:
+    """Parent and start time of every process that is no zombie."""
+    table = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            table[int(entry)] = (int(fields[1]), fields[19])
+    return table
+
+
+def _began(table: Mapping[int, tuple[int, str]], number: int) -> str | None:
+    return table[number][1] if number in table else None
+
+
+def _command(number: int) -> list[str]:
+    try:
+        return Path(f"/proc/{number}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def _peak(number: int) -> int | None:
+    """VmHWM in bytes."""
+    try:
+        for line in Path(f"/proc/{number}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _send(number: int, what: signal.Signals) -> None:
+    try:
+        os.kill(number, what)
+    except ProcessLookupError:
+        pass
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,34 @@
+"""Phantoms: images of no patient, for demonstrations, tests and the first look at an installation.
+
+One file a task, of the task's name, with `write_phantom`. Hospitals (`site`) differ as real ones do:
+scanner, contrast, noise, positioning, ages and how frequent a finding is. The same arguments give
+the same bytes, and the first patients stay the same when more are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from federation.schema import ConfigError, Data, nearest
+
+
+def write(task_name: str, out: Path, *, patients: int, site: int, seed: int) -> Data:
+    """Write phantom data for a task below `out`.
+
+    Args:
+        site: which hospital, 0, 1, 2 …
+
+    Returns:
+        Where the data lie, as a site's configuration says it.
+
+    Raises:
+        ConfigError: there are no phantoms for this task.
+    """
+    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if task_name not in known:
+        raise ConfigError(f"no phantoms for task {task_name!r}{nearest(task_name, known)}")
+    module = importlib.import_module(f"{__name__}.{task_name}")
+    data: Data = module.write_phantom(out, patients=patients, site=site, seed=seed)
+    return data

@@ -1,0 +1,1 @@
+"""What a hospital's processor does: optimiser steps on its own cases, and how good the outcome."""

@@ -1,0 +1,33 @@
+"""Which processor trains."""
+
+from __future__ import annotations
+
+import torch
+
+from federation.schema import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N`, or `auto`: the first GPU, and the CPU where there is none.
+
+    Raises:
+        ConfigError: no such name, or a GPU that this machine or this PyTorch lacks.
+    """
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", 0) if present else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdecimal()):
+        raise ConfigError(f"device is {name!r}: use auto, cpu, cuda or cuda:N")
+    if int(index or 0) >= present:
+        found = f"{present} GPU(s) are usable" if present else "no GPU is usable"
+        raise ConfigError(
+            f"device is {name!r}, but {found} here: check nvidia-smi and that PyTorch was "
+            "built for CUDA, or use device=auto or device=cpu"
+        )
+    return torch.device("cuda", int(index or 0))

@@ -1,0 +1,224 @@
+"""The plain local loop: a fixed number of optimiser steps, and evaluation on held-out cases."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from monai.transforms import Randomizable
+from torch import Tensor, nn
+
+from federation.schema import Training
+from federation.tasks import Case, Prediction, Task, seeded
+
+
+class Items(Protocol):
+    """Loaded cases by position, never changed: `image` (channels, *spatial) and `label`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`loss`: mean task loss over the steps, without the proximal term."""
+
+    loss: float
+    steps: int
+
+
+class NonFiniteLoss(ArithmeticError):
+    """Training reached a loss that is NaN or infinite; the network is of no use any more."""
+
+
+def train(
+    network: nn.Module,
+    task: Task,
+    items: Items,
+    training: Training,
+    *,
+    device: torch.device,
+    seed: int,
+    learning_rate: float,
+) -> Trained:
+    """Train `network` in place, on `device`, for exactly `training.local_steps` steps.
+
+    Batches follow a seeded permutation of the items, and a new one when it is used up, so a batch
+    may span two. On the CPU the same seed, thread count and PyTorch give the same bits; nothing is
+    drawn from the process's random state. On a GPU the network runs in half precision.
+
+    Args:
+        learning_rate: of this round; `training.learning_rate` is the first round's.
+
+    Raises:
+        NonFiniteLoss: some step's loss was NaN or infinite.
+        ValueError: no items.
+    """
+    if len(items) == 0:
+        raise ValueError("there is nothing to train on: items is empty")
+    network.to(device).train()
+    optimizer = _optimizer(network, training, learning_rate)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
+    half = _half_precision(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+    losses: list[Tensor] = []
+
+    with _reproducible(device, seed), _channels_last(network, task, device):
+        batches = _batches(task, items, training.batch_size, seed)
+        for images, labels in itertools.islice(batches, training.local_steps):
+            with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                logits = network(_send(images, device))
+            loss = task.loss(logits.float(), _send(labels, device))
+            losses.append(loss.detach())
+            if training.proximal_mu:
+                loss = loss + training.proximal_mu / 2 * squared_distance(parameters, start)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(scaler.scale(loss))
+            if training.gradient_clipping_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(parameters, training.gradient_clipping_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if device.type == "cpu":  # on a GPU each look would wait for it: once, at the end
+                _require_finite(losses[-1])
+    mean = torch.stack(losses).mean()
+    _require_finite(mean)
+    return Trained(loss=mean.item(), steps=len(losses))
+
+
+def evaluate(
+    network: nn.Module,
+    task: Task,
+    cases: Sequence[Case],
+    items: Items,
+    *,
+    device: torch.device,
+) -> dict[str, float]:
+    """The task's metrics on `items`, which are the loaded `cases` in the same order.
+
+    Each value is finite and its name is one of `task.metrics`; what cannot be computed is left out.
+    Single precision on every device. The network is left in the mode it was in.
+    """
+    mode = network.training
+    network.to(device).eval()
+    try:
+        with torch.inference_mode():
+            predictions = [
+                _predict(network, task, case, items[index], device)
+                for index, case in zip(range(len(items)), cases, strict=True)
+            ]
+            measured = task.measure(predictions)
+    finally:
+        network.train(mode)
+    return {
+        name: measured[name] for name in task.metrics if math.isfinite(measured.get(name, math.nan))
+    }
+
+
+def squared_distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
+    """‖w − w₀‖²; half of it times μ is FedProx's term (Li et al. 2020, arXiv:1812.06127)."""
+    return torch.stack(
+        [(p - s).square().sum() for p, s in zip(parameters, start, strict=True)]
+    ).sum()
+
+
+def _predict(
+    network: nn.Module, task: Task, case: Case, item: Mapping[str, Any], device: torch.device
+) -> Prediction:
+    logits = task.infer(network, item["image"].float()[None].to(device))[0]
+    return Prediction(case.patient, logits.float().cpu(), torch.as_tensor(item["label"]))
+
+
+def _batches(task: Task, items: Items, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of augmented images (B, C, *spatial) and labels, drawn from `seed` alone."""
+    augment = copy.deepcopy(task.augment)  # its random state belongs to this training only
+    if isinstance(augment, Randomizable):
+        augment.set_random_state(seed=seeded(seed, "augment").initial_seed() % 2**32)
+    order = _order(len(items), seeded(seed, "order"))
+    while True:
+        batch = [augment(dict(items[index])) for index in itertools.islice(order, size)]
+        yield (
+            torch.stack([sample["image"] for sample in batch]).float(),
+            torch.stack([torch.as_tensor(sample["label"]) for sample in batch]),
+        )
+
+
+def _order(count: int, generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
+
+
+def _optimizer(network: nn.Module, training: Training, rate: float) -> torch.optim.Optimizer:
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    decay = training.weight_decay
+    match training.optimizer:
+        case "sgd":
+            return torch.optim.SGD(parameters, rate, momentum=training.momentum, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(parameters, rate, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, rate, weight_decay=decay)
+
+
+def _half_precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the GPU has it, else float16 with scaled gradients; none on the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _send(batch: Tensor, device: torch.device) -> Tensor:
+    """`batch` on the device; from pinned memory, so that a GPU need not be waited for."""
+    if device.type != "cuda":
+        return batch
+    return batch.pin_memory().to(device, non_blocking=True)
+
+
+def _require_finite(loss: Tensor) -> None:
+    if not torch.isfinite(loss):
+        raise NonFiniteLoss(
+            "the loss became NaN or infinite: lower training.learning_rate or set "
+            "training.gradient_clipping_norm"
+        )
+
+
+@contextlib.contextmanager
+def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout and the like draw from `seed`; on the CPU, only algorithms that repeat to the bit.
+
+    The process's random state and its choice of algorithms are as before afterwards. On a GPU
+    several gradients of 3-D layers have no deterministic algorithm, so there none is asked for.
+    """
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=list(gpus)):
+        torch.manual_seed(seeded(seed, "network").initial_seed())
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def _channels_last(network: nn.Module, task: Task, device: torch.device) -> Iterator[None]:
+    """The memory layout that a GPU's tensor cores read fastest; afterwards the usual one again."""
+    layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
+    if device.type != "cuda" or task.spatial_dims not in layouts:
+        yield
+        return
+    network.to(memory_format=layouts[task.spatial_dims])  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

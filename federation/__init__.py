@@ -1,0 +1,1 @@
+"""What coordinator and hospitals must agree on. Knows neither of them."""

@@ -1,0 +1,48 @@
+"""How both commands behave: the same look, and one line instead of a traceback when input is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from federation.schema import ConfigError
+
+log = logging.getLogger("consilium")
+
+
+def options(purpose: str) -> dict[str, Any]:
+    """Settings of a Typer app."""
+    return {
+        "help": purpose,
+        "no_args_is_help": True,
+        "add_completion": False,
+        "rich_markup_mode": "rich",
+        "pretty_exceptions_enable": False,
+    }
+
+
+def runs_as(name: str, app: typer.Typer) -> int:
+    """Run a command; its exit code. Set CONSILIUM_TRACEBACK=1 to see where an error came from.
+
+    Only errors that tell a person what to do are shortened to one line; anything else is a fault of
+    ours and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
+    try:
+        app(prog_name=name, standalone_mode=True)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except (ConfigError, PermissionError) as error:
+        if os.environ.get("CONSILIUM_TRACEBACK"):
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
+            f"{name}: {error}"
+        )
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,29 @@
+"""MONAI networks, one file each: `Options` and `build(options, task) -> nn.Module`.
+
+Found by file name, see `federation.registry`; adding a network is adding that file and
+`configs/model/NAME.yaml`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+
+from federation import registry
+from federation.schema import Component
+from federation.tasks import Task
+
+
+def build(component: Component, task: Task, *, seed: int) -> nn.Module:
+    """The network of this name for the task, with weights drawn from `seed` alone.
+
+    Raises:
+        federation.schema.ConfigError: unknown name or option, or a network that does not fit the task.
+    """
+    module, options = registry.find(sys.modules[__name__], component)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = module.build(options, task)
+    return network

@@ -1,0 +1,153 @@
+"""Long-running child processes: started, logged, started again when they die, taken down together.
+
+Both sides run Flower's own processes (SuperLink, SuperNode, SuperExec) below one supervisor. A child
+dies with its supervisor, even when that is killed, so that nothing is left behind on a machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import getLogger
+from pathlib import Path
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a child that died is started again
+_HEALTHY_AFTER = 60.0  # seconds after which a child counts as having started well
+_GRACE = 8.0  # seconds between asking children to end and killing them
+
+log = getLogger("consilium")
+
+FLOWER_ENVIRONMENT: Mapping[str, str] = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass
+class Child:
+    """A process to keep alive: its command line, what it adds to the environment, its log."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    pause: float = _FIRST_PAUSE
+    due: float = 0.0
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                list(self.command),
+                env={**os.environ, **FLOWER_ENVIRONMENT, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads at this point
+            )
+        self.started = time.monotonic()
+
+
+@dataclass
+class Supervisor:
+    """Keeps children alive until it is told to end by SIGINT or SIGTERM, or by `until`."""
+
+    children: Sequence[Child]
+    _ending: bool = field(default=False, init=False)
+
+    def run(self, *, ready: Callable[[], None] | None = None) -> None:
+        """Start the children, call `ready` once they are up, and supervise until a signal."""
+        previous = {s: signal.signal(s, self._end) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for child in self.children:
+                child.start()
+            if ready is not None:
+                ready()
+            while not self._ending:
+                self._look()
+                time.sleep(0.2)
+        finally:
+            self.stop()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def stop(self) -> None:
+        """Ask the children to end, last started first, and kill what does not."""
+        alive = [
+            c.process for c in reversed(self.children) if c.process and c.process.poll() is None
+        ]
+        for process in alive:
+            process.terminate()
+        deadline = time.monotonic() + _GRACE
+        for process in alive:
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _look(self) -> None:
+        for child in self.children:
+            now = time.monotonic()
+            if child.process is not None:
+                code = child.process.poll()
+                if code is None:
+                    continue
+                if now - child.started > _HEALTHY_AFTER:
+                    child.pause = _FIRST_PAUSE
+                log.warning(
+                    "%s ended (%s); starting it again in %.0f s", child.name, code, child.pause
+                )
+                child.process, child.due = None, now + child.pause
+                child.pause = min(child.pause * 2, _LONGEST_PAUSE)
+            elif now >= child.due:
+                child.start()
+
+    def _end(self, _signal: int, _frame: FrameType | None) -> None:
+        self._ending = True
+
+
+def wait_until(
+    condition: Callable[[], bool], *, seconds: float, children: Sequence[Child] = ()
+) -> bool:
+    """Whether `condition` became true in time; gives up early when a child has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        if any(child.process and child.process.poll() is not None for child in children):
+            return False
+        time.sleep(0.1)
+    return False
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,191 @@
+"""The demo: hospitals with phantom images that differ, a federation of real processes, one run.
+
+Everything runs on loopback and is taken down at the end, on Ctrl-C and on failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+
+from federation.command_line import runs_as
+from federation.processes import free_port, wait_until
+from federation.schema import ConfigError
+from server_app.control import Control, Unreachable
+from server_app.home import Home
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("north", "east", "west", "south", "harbour", "valley", "hill", "lake")
+SAMPLES_SEED = 10_001  # phantoms for the report that no hospital has
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+
+@app.command()
+def demo(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides, such as rounds=3.")
+    ] = None,
+    hospitals: Annotated[int, typer.Option(min=2, max=len(NAMES), help="How many.")] = 3,
+    patients: Annotated[int, typer.Option(min=20, help="Phantom patients a hospital.")] = 70,
+    experiment: Annotated[str, typer.Option(help="One of configs/experiment/.")] = "demo",
+    out: Annotated[Path, typer.Option(help="Where the run's folder and report go.")] = ROOT
+    / "demo",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the state folder.")] = False,
+) -> None:
+    """Train one model over hospitals that differ, and write the report.
+
+    Example: scripts/demo --hospitals 4 rounds=5 strategy=fedadam
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    state = Path(tempfile.mkdtemp(prefix="state-", dir=out))
+    names = NAMES[:hospitals]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with ExitStack() as running:
+            home = _federation(state, names)
+            sites = [_hospital(state, home, name, n, patients) for n, name in enumerate(names)]
+            _samples(state)
+            _start(running, state, home, names, sites)
+            run = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+            code = _run(home, [f"run={run}", f"experiment={experiment}", *(overrides or [])])
+            if (home.runs / run / "model.safetensors").exists():
+                shutil.copytree(home.runs / run, out / run)
+                _finish(home, run, out / run, state)
+        if code:
+            raise ConfigError(f"the run failed; logs are kept with --keep (exit code {code})")
+    finally:
+        if keep:
+            console.print(f"state folder: {state}")
+        else:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+def _federation(state: Path, names: tuple[str, ...]) -> Home:
+    console.rule("a federation")
+    file = state / "federation.yaml"
+    content = {"name": "demo", "host": "127.0.0.1", "port": free_port(), "hospitals": list(names)}
+    file.write_text(yaml.safe_dump(content))
+    home = Home(state / "coordinator")
+    _command("coordinator", "provision", str(file), "--home", str(home.path))
+    return home
+
+
+def _hospital(state: Path, home: Home, name: str, number: int, patients: int) -> Path:
+    """A hospital's folder with images, labels, kit and site configuration."""
+    folder = state / name
+    folder.mkdir()
+    # sizes differ, and so do scanners, ages and how frequent the finding is (the phantom's --shift)
+    count = patients + (number % 3 - 1) * patients // 4
+    _command(
+        "hospital", "phantom", "--task", "chest_xray", "--patients", str(count),
+        "--shift", str(number), "--seed", str(number), "--out", str(folder / "data"),
+    )  # fmt: skip
+    shutil.move(home.kit(name), folder / "kit")
+    site = yaml.safe_load((ROOT / "configs/site/chest_xray.yaml").read_text())
+    site |= {"hospital": name, "threads": 1}
+    site["data"] |= {"root": "data/images", "labels": "data/labels.csv"}
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump(site))
+    return path
+
+
+def _samples(state: Path) -> None:
+    _command(
+        "hospital", "phantom", "--task", "chest_xray", "--patients", "6",
+        "--seed", str(SAMPLES_SEED), "--out", str(state / "samples"), quiet=True,
+    )  # fmt: skip
+
+
+def _start(
+    running: ExitStack, state: Path, home: Home, names: tuple[str, ...], sites: list[Path]
+) -> None:
+    console.rule("services")
+    _service(running, state / "coordinator.log", "coordinator", "start", "--home", str(home.path))
+    for site in sites:
+        _service(running, site.parent / "hospital.log", "hospital", "start", "--site", str(site))
+    # What IT does before the first round; it also reads the images into the cache.
+    if not wait_until(lambda: _online(home) is not None, seconds=90):
+        raise ConfigError("the SuperLink did not come up")
+    _command("hospital", "check", "--site", str(sites[0]), "--task", "chest_xray")
+    if not wait_until(lambda: _online(home) == set(names), seconds=90):
+        raise ConfigError("not all hospitals connected")
+    console.print(f"connected: {', '.join(names)}")
+
+
+def _run(home: Home, overrides: list[str]) -> int:
+    console.rule("the run")
+    return _call("coordinator", "run", *overrides, "--home", str(home.path))
+
+
+def _finish(home: Home, run: str, folder: Path, state: Path) -> None:
+    console.rule("the report")
+    _command(
+        "coordinator", "report", run, "--samples", str(state / "samples"), "--home", str(home.path),
+        quiet=True,
+    )  # fmt: skip
+    shutil.copy(home.runs / run / "report.html", folder / "report.html")
+    console.print(f"run folder  {folder}")
+    console.print(f"report      {folder / 'report.html'}", style="bold")
+
+
+def _online(home: Home) -> set[str] | None:
+    """Connected hospitals, or None while the SuperLink is not up."""
+    try:
+        with Control(home) as control:
+            states = control.hospitals(home.roster().members)
+    except Unreachable:
+        return None
+    return {name for name, state in states.items() if state == "online"}
+
+
+def _service(running: ExitStack, log: Path, *command: str) -> None:
+    """A process that ends with the demo."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [_program(command[0]), *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the demo, which ends its services in order
+        )
+
+    def end() -> None:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    running.callback(end)
+
+
+def _command(*command: str, quiet: bool = False) -> None:
+    if code := _call(*command, quiet=quiet):
+        raise ConfigError(f"{' '.join(command[:2])} failed with exit code {code}")
+
+
+def _call(*command: str, quiet: bool = False) -> int:
+    output = subprocess.DEVNULL if quiet else None
+    return subprocess.call([_program(command[0]), *command[1:]], stdout=output)
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+if __name__ == "__main__":
+    sys.exit(runs_as("demo", app))

@@ -1,0 +1,221 @@
+"""`coordinator …`: provision a federation, serve it, run experiments, watch and stop them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from federation.command_line import options, runs_as
+from federation.schema import ConfigError
+from server_app.home import HOME_VARIABLE, Home, read_federation
+
+app = typer.Typer(**options("The coordinator of a federation."))
+console = Console()
+
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home", envvar=HOME_VARIABLE, help="The coordinator's folder.", show_default=True
+    ),
+]
+DEFAULT_HOME = Path("coordinator")
+
+
+@app.command()
+def provision(
+    file: Annotated[Path, typer.Argument(help="federation.yaml: name, host, port, hospitals.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make the authority, the server's certificate, the roster, and a kit for each hospital.
+
+    Example: coordinator provision federation.yaml --home coordinator
+    """
+    from server_app.provision import provision as make
+
+    made = make(read_federation(file), Home(home))
+    console.print(f"federation [bold]{made.federation}[/] is in {home}")
+    for name in made.names():
+        console.print(f"  kit for {name}: {Home(home).kit(name)} (holds its private keys)")
+
+
+@app.command()
+def start(home: HomeOption = DEFAULT_HOME) -> None:
+    """Run the SuperLink and the SuperExec in the foreground, and let the roster's hospitals in.
+
+    Example: coordinator start --home coordinator
+    """
+    from server_app.services import serve
+
+    federation = Home(home).federation()
+    console.print(
+        f"serving {federation.name} on {federation.listen}:{federation.port}; Ctrl-C ends"
+    )
+    serve(Home(home))
+
+
+@app.command()
+def run(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Hydra overrides, run=NAME, or resume=RUN.", show_default=False),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Run an experiment, follow it, and write its report. Exits 1 when the run fails.
+
+    Example: coordinator run experiment=demo rounds=5 training.learning_rate=0.002
+
+    Example: coordinator run resume=demo-20261123-2101-3f
+    """
+    from server_app import launch
+    from server_app.control import Control
+    from server_app.progress import RoundsTable
+
+    own, hydra = _split(overrides or [])
+    place = Home(home)
+    with Control(place) as control:
+        if "resume" in own:
+            if hydra:
+                raise ConfigError(
+                    f"resume takes no overrides, a run's experiment is fixed: {hydra[0]}"
+                )
+            launched = launch.resume(place, control, own["resume"])
+        else:
+            from server_app.compose import experiment as compose
+
+            experiment = compose(hydra)
+            name = own.get("run") or _new_name(experiment.name)
+            launched = launch.start(place, control, experiment, name)
+        folder = launched.folder
+        console.print(f"run [bold]{folder.name}[/], experiment {folder.experiment().sha256()[:12]}")
+        with RoundsTable(folder, console) as table:
+            try:
+                ended = launch.follow(control, launched, table.show)
+            except KeyboardInterrupt:
+                raise ConfigError(
+                    f"no longer following; the run goes on. coordinator stop {folder.name} ends it"
+                ) from None
+    status = folder.status()
+    path = _report(folder.path)
+    console.print(f"results: {folder.path}   report: {path}")
+    if ended.outcome != "completed" or status["state"] != "completed":
+        why = status["message"] or ended.details or f"it was {ended.outcome}"
+        raise ConfigError(f"run {folder.name} failed: {why}")
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME) -> None:
+    """Who is connected, and how far each run is.
+
+    Example: coordinator status --home coordinator
+    """
+    from server_app.control import Control, Unreachable
+    from server_app.progress import hospitals_table, runs_table
+
+    place = Home(home)
+    members = place.roster().members
+    try:
+        with Control(place) as control:
+            states: dict[str, str] | None = control.hospitals(members)
+    except Unreachable:
+        states = None
+    console.print(hospitals_table([m.name for m in members], states))
+    console.print(runs_table(place.runs))
+
+
+@app.command()
+def stop(
+    name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run to stop.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Stop a run, or without a name the services.
+
+    Example: coordinator stop demo-20261123-2101-3f
+    """
+    from server_app import services
+    from server_app.control import Control
+    from server_app.state import RunFolder
+
+    place = Home(home)
+    place.federation()
+    if name is None:
+        console.print("stopped" if services.stop(place) else "nothing was running")
+        return
+    folder = RunFolder(place.runs / name)
+    folder.experiment()
+    with Control(place) as control:
+        flower_run = int(folder.record()["flower_runs"][-1])
+        if control.run(flower_run).finished:
+            raise ConfigError(f"run {name!r} has ended already: {folder.status()['state']}")
+        control.stop_run(flower_run)
+    progress = folder.status()
+    folder.write_status(
+        "failed", progress["round"], progress["rounds"], "stopped by the coordinator"
+    )
+    console.print(f"stopped after round {progress['round']}; go on by resume={name}")
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The run.")],
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of images that may be shown, read as the task reads a hospital's."
+        ),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Write a run's report anew: one HTML file that opens anywhere.
+
+    Example: coordinator report demo-20261123-2101-3f --samples phantoms
+    """
+    from server_app.state import RunFolder
+
+    folder = RunFolder(Home(home).runs / name)
+    folder.experiment()
+    console.print(str(_report(folder.path, samples)))
+
+
+def _report(folder: Path, samples: Path | None = None) -> Path:
+    from server_app.report.page import write_report
+
+    if samples is None:
+        return write_report(folder)
+    from server_app.report.samples import find_cases, predict_samples
+
+    return write_report(folder, samples=predict_samples(folder, find_cases(folder, samples)))
+
+
+def _split(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """`run=` and `resume=` are the command's own; the rest is Hydra's."""
+    own, hydra = {}, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in ("run", "resume"):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,80}", value):
+                raise ConfigError(
+                    f"{override!r}: a run's name has letters a-z, digits, '.', '-', '_'"
+                )
+            own[key] = value
+        else:
+            hydra.append(override)
+    return own, hydra
+
+
+def _new_name(experiment: str) -> str:
+    return f"{experiment}-{datetime.now(UTC):%Y%m%d-%H%M}-{secrets.token_hex(1)}"
+
+
+def main() -> None:
+    """The `coordinator` command."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    sys.exit(runs_as("coordinator", app))

@@ -1,0 +1,126 @@
+"""The coordinator's line to its own SuperLink: Flower's Control API, in process.
+
+Flower's command line costs a second a call and exits 0 on failures; its client class does neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from federation.roster import Member
+from federation.schema import ConfigError
+from server_app.home import Home
+
+
+class Unreachable(ConfigError):
+    """The SuperLink does not answer."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Flower's view of a run: `status` pending, starting, running or finished; how it finished."""
+
+    status: str
+    outcome: str
+    details: str
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+class Control:
+    """A connection to the SuperLink's Control API. Use as a context manager.
+
+    Raises (all methods):
+        Unreachable: nothing answers there.
+    """
+
+    def __init__(self, home: Home) -> None:
+        federation = home.federation()
+        self.address = f"{federation.listen}:{federation.port}"
+        self._client = ControlHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=False,
+            root_certificates=home.ca_certificate.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def register(self, members: tuple[Member, ...]) -> None:
+        """Let these hospitals' node keys in; those already known stay as they are."""
+        known = set(self.hospitals(members))
+        for member in members:
+            if member.name not in known:
+                request = RegisterNodeRequest(public_key=_key_bytes(member), name=member.name)
+                self._call("RegisterNode", request)
+
+    def hospitals(self, members: tuple[Member, ...]) -> dict[str, str]:
+        """Flower's status (registered, online, offline, …) of each registered hospital, by name."""
+        names = {_key_bytes(member): member.name for member in members}
+        answer = self._call("ListNodes", ListNodesRequest())
+        return {
+            names[node.public_key]: node.status
+            for node in answer.nodes_info
+            if node.public_key in names and node.status != "unregistered"
+        }
+
+    def start_run(self, bundle: bytes, config: dict[str, str]) -> int:
+        """Start a Flower run of the bundle; its Flower run id."""
+        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
+        answer = self._call(
+            "StartRun",
+            StartRunRequest(
+                fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config))
+            ),
+        )
+        if not answer.HasField("run_id"):
+            raise ConfigError("the SuperLink did not start the run; see logs/superlink.log")
+        run_id: int = answer.run_id
+        return run_id
+
+    def run(self, run_id: int) -> RunState:
+        answer = self._call("ListRuns", ListRunsRequest(run_id=run_id))
+        status = answer.run_dict[run_id].status
+        return RunState(status.status, status.sub_status, status.details)
+
+    def stop_run(self, run_id: int) -> bool:
+        answer = self._call("StopRun", StopRunRequest(run_id=run_id))
+        return bool(answer.success)
+
+    def _call(self, method: str, request: Any) -> Any:
+        try:
+            return getattr(self._client, method)(request)
+        except (httpx.TransportError, ConnectionError) as error:
+            raise Unreachable(
+                f"the SuperLink at {self.address} does not answer; "
+                "start it with: coordinator start --home DIR"
+            ) from error
+
+
+def _key_bytes(member: Member) -> bytes:
+    key = load_ssh_public_key(member.node_key.encode())
+    content: bytes = public_key_to_bytes(key)
+    return content

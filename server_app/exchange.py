@@ -1,0 +1,198 @@
+"""One exchange with the hospitals over Flower's Grid: send a request, collect the answers.
+
+Flower's own `send_and_receive` sleeps three seconds between looks and never tells a crash from a
+refusal. Here the pause is a tenth of the time waited so far, a hospital that crashed or vanished is
+asked again while the deadline allows, and whatever is wrong with an answer has a name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from federation import wire
+from federation.pace import Pace
+from federation.roster import Roster
+from federation.schema import Participation
+from federation.wire import Answer, Arrays, Reason, Request, Shape, WireError
+
+_TRANSPORT_FAILURES: Mapping[int, Reason] = {
+    ErrorCode.NODE_UNAVAILABLE: Reason.UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE: Reason.UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: Reason.UNAVAILABLE,
+}
+
+
+class TooFewHospitals(RuntimeError):
+    """Fewer good answers than the experiment needs; the run cannot go on."""
+
+
+@dataclass
+class Outcome:
+    """What came of asking one hospital in one exchange."""
+
+    hospital: str
+    answer: Answer | None = None
+    reason: Reason | None = None
+    attempts: int = 0
+    seconds: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+@dataclass
+class Exchange:
+    """Asks hospitals over the Grid.
+
+    Attributes:
+        metrics: names a task may report.
+    """
+
+    grid: Grid
+    roster: Roster
+    participation: Participation
+    metrics: frozenset[str]
+    _names: dict[bytes, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._names = {
+            public_key_to_bytes(load_ssh_public_key(member.node_key.encode())): member.name
+            for member in self.roster.members
+        }
+
+    def online(self) -> dict[str, int]:
+        """Node ids of the hospitals on the roster that are connected now, by name."""
+        found = {}
+        for node in self.grid.get_nodes():
+            name = self._names.get(node.public_key)
+            if name is not None:
+                found[name] = node.node_id
+        return found
+
+    def ask(
+        self, hospitals: Sequence[str], request: Request, model: Arrays, *, wait: float
+    ) -> list[Outcome]:
+        """Send `request` with `model` to hospitals and wait for what they say.
+
+        Args:
+            wait: seconds to wait for a hospital of the list that is not connected.
+
+        Returns:
+            An outcome a hospital, in the order of their names.
+        """
+        conversation = _Conversation(self, hospitals, request, model, wait)
+        return conversation.hold()
+
+
+class _Conversation:
+    """The state of one exchange under way."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        hospitals: Sequence[str],
+        request: Request,
+        model: Arrays,
+        wait: float,
+    ) -> None:
+        self.exchange, self.request = exchange, request
+        self.shape = Shape.of(model)
+        self.packed = wire.pack(model)
+        self.model_bytes = len(self.packed["blob"].data)
+        self.outcomes = {name: Outcome(name) for name in sorted(hospitals)}
+        self.unasked = set(hospitals)  # to be asked as soon as they are connected
+        self.pending: dict[str, str] = {}  # message id → hospital
+        self.sent_at: dict[str, float] = {}
+        self.began = time.monotonic()
+        self.deadline = self.began + exchange.participation.deadline
+        self.absent_at = self.began + min(wait, exchange.participation.deadline)
+
+    def hold(self) -> list[Outcome]:
+        pace = Pace(shortest=0.02)
+        while True:
+            self._send()
+            if self._collect():
+                pace.news()
+            now = time.monotonic()
+            if now >= self.absent_at:
+                for name in sorted(self.unasked):
+                    if self.outcomes[name].attempts == 0:
+                        self._close(name, Reason.ABSENT)
+            if now >= self.deadline:
+                for name in self.pending.values():
+                    self.outcomes[name].reason = Reason.LATE
+                break
+            if not self.pending and not self.unasked:
+                break
+            time.sleep(min(pace.pause(), max(self.deadline - now, 0)))
+        return [self.outcomes[name] for name in sorted(self.outcomes)]
+
+    def _send(self) -> None:
+        """Ask whoever is connected and was not asked yet (or is to be asked again)."""
+        if not self.unasked:
+            return
+        online = self.exchange.online()
+        ready = sorted(self.unasked & online.keys())
+        if not ready:
+            return
+        lifetime = max(self.deadline - time.monotonic(), 1.0) + 60
+        messages = [
+            Message(
+                wire.request_to_records(self.request, self.packed),
+                dst_node_id=online[name],
+                message_type="train",
+                group_id=str(self.request.round),
+                ttl=lifetime,
+            )
+            for name in ready
+        ]
+        for name, message_id in zip(ready, self.exchange.grid.push_messages(messages), strict=True):
+            if message_id is None:
+                continue  # Flower did not take it; tried again at the next look
+            outcome = self.outcomes[name]
+            outcome.attempts += 1
+            outcome.bytes_down += self.model_bytes
+            outcome.reason = None
+            self.pending[message_id] = name
+            self.sent_at[name] = time.monotonic()
+            self.unasked.discard(name)
+
+    def _collect(self) -> bool:
+        """Take what has arrived; whether anything had."""
+        if not self.pending:
+            return False
+        replies = list(self.exchange.grid.pull_messages(list(self.pending)))
+        for reply in replies:
+            name = self.pending.pop(reply.metadata.reply_to_message_id, None)
+            if name is not None:
+                self._take(self.outcomes[name], reply)
+        return bool(replies)
+
+    def _take(self, outcome: Outcome, reply: Message) -> None:
+        outcome.seconds = time.monotonic() - self.sent_at[outcome.hospital]
+        if reply.has_error():
+            # Flower's text of the error is not read: it may hold what a hospital must not say.
+            outcome.reason = _TRANSPORT_FAILURES.get(reply.error.code, Reason.CRASHED)
+            if outcome.attempts < self.exchange.participation.attempts:
+                self.unasked.add(outcome.hospital)
+            return
+        outcome.bytes_up += wire.size(reply.content)
+        try:
+            answer = wire.answer_from_records(
+                reply.content, self.request, self.shape, self.exchange.metrics
+            )
+        except WireError as error:
+            outcome.reason = error.reason
+            return
+        outcome.answer, outcome.reason = answer, answer.refused
+
+    def _close(self, name: str, reason: Reason) -> None:
+        self.outcomes[name].reason = reason
+        self.unasked.discard(name)

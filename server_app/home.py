@@ -1,0 +1,111 @@
+"""The coordinator's folder: where everything of one federation lies at the coordinator.
+
+federation.yaml   name, address and hospitals     roster.json      signed, see federation/roster.py
+ca.crt ca.key     the federation's authority      server.crt .key  the SuperLink's TLS certificate
+identity.key      signs the roster                superexec.secret
+superlink.db      Flower's state                  runs/RUN/        see server_app/state.py
+hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from pydantic import Field, StringConstraints
+
+from federation import roster
+from federation.roster import Roster
+from federation.schema import Closed, ConfigError, parse
+
+HOME_VARIABLE = "CONSILIUM_COORDINATOR"  # the folder's path, in the environment of its processes
+
+HospitalName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+
+
+class Federation(Closed):
+    """`federation.yaml`: who is in it, and where hospitals dial to."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
+    host: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="DNS name or IPv4 hospitals dial")
+    port: int = Field(ge=1, le=65535)
+    listen: str = Field(default="127.0.0.1", description="address the SuperLink binds")
+    hospitals: list[HospitalName] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths of the coordinator's folder, and what is read from it."""
+
+    path: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def ca_certificate(self) -> Path:
+        return self.path / "ca.crt"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.path / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        return self.path / "server.key"
+
+    @property
+    def superexec_secret(self) -> Path:
+        return self.path / "superexec.secret"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "superlink.db"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def flower(self) -> Path:
+        return self.path / "flower"
+
+    @property
+    def services(self) -> Path:
+        """Holds the process id of `coordinator start` while it runs."""
+        return self.path / "services.pid"
+
+    def kit(self, hospital: str) -> Path:
+        return self.path / "hospitals" / hospital
+
+    def federation(self) -> Federation:
+        """Raises ConfigError: not a provisioned folder."""
+        return read_federation(self.path / "federation.yaml")
+
+    def identity(self) -> Ed25519PrivateKey:
+        key = load_pem_private_key((self.path / "identity.key").read_bytes(), password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError(f"{self.path / 'identity.key'} is not an Ed25519 key")
+        return key
+
+    def roster(self) -> Roster:
+        """Raises ConfigError: no roster, or one that was changed."""
+        return roster.read(self.path / "roster.json", self.identity().public_key())
+
+
+def read_federation(path: Path) -> Federation:
+    """Raises ConfigError: no such file, not YAML, or not a federation."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no {path}; make the folder with: coordinator provision FILE --home DIR"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    return parse(Federation, content, where=path.name)

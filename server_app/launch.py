@@ -1,0 +1,130 @@
+"""Starts a run, or goes on with one, and follows it to its end."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from federation.schema import ConfigError, Experiment
+from server_app import bundle
+from server_app.control import Control, RunState
+from server_app.home import Home
+from server_app.state import RunFolder, now
+
+_LOOK = 0.5  # seconds between two looks at a run's folder
+_ASK = 5.0  # seconds between two questions to the SuperLink
+
+
+@dataclass(frozen=True)
+class Launched:
+    folder: RunFolder
+    flower_run: int
+
+
+def start(home: Home, control: Control, experiment: Experiment, name: str) -> Launched:
+    """Start a new run.
+
+    Raises:
+        ConfigError: there is such a run, or the experiment asks for hospitals nobody knows.
+    """
+    _check_hospitals(home, experiment)
+    code = bundle.build()
+    record = {
+        "run": name,
+        "experiment_sha256": experiment.sha256(),
+        "code": bundle.code_record(code),
+        "started": now(),
+        "user": getpass.getuser(),
+        "federation": home.federation().name,
+        "flower_runs": [],
+    } | {"task": _task_record(experiment)}
+    folder = RunFolder.create(home.runs / name, experiment, record)
+    return _launch(control, folder, experiment, code)
+
+
+def resume(home: Home, control: Control, name: str) -> Launched:
+    """Go on with a run from its last committed round.
+
+    Raises:
+        ConfigError: no such run, it is complete, it is still conducted, or the code has changed.
+    """
+    folder = RunFolder(home.runs / name)
+    experiment = folder.experiment()
+    if folder.status()["state"] == "completed":
+        raise ConfigError(f"run {name!r} is complete; see {folder.path}")
+    for flower_run in folder.record()["flower_runs"][-1:]:
+        if folder.is_conducted() or not _finished(control, flower_run):
+            raise ConfigError(
+                f"run {name!r} is still under way; end it first with: coordinator stop {name}"
+            )
+    code = bundle.build()
+    recorded = folder.record()["code"]["bundle_sha256"]
+    if bundle.code_record(code)["bundle_sha256"] != recorded:
+        raise ConfigError(
+            f"run {name!r} was started with other code (bundle {recorded[:12]}); check out "
+            f"commit {folder.record()['code']['commit'] or 'of that version'} and resume again"
+        )
+    folder.write_status("running", folder.status()["round"], experiment.rounds)
+    return _launch(control, folder, experiment, code)
+
+
+def follow(control: Control, launched: Launched, show: Callable[[RunFolder], None]) -> RunState:
+    """Call `show` whenever there may be news, until the run has ended; how it ended."""
+    asked = 0.0
+    while True:
+        show(launched.folder)
+        state = launched.folder.status()["state"]
+        if state != "running" or time.monotonic() - asked > _ASK:
+            asked = time.monotonic()
+            flower = control.run(launched.flower_run)
+            if flower.finished:
+                show(launched.folder)
+                return flower
+        time.sleep(_LOOK if state == "running" else 0.1)
+
+
+def _launch(control: Control, folder: RunFolder, experiment: Experiment, code: bytes) -> Launched:
+    config = {
+        "run": folder.name,
+        "experiment": experiment.canonical(),
+        "experiment-sha256": experiment.sha256(),
+    }
+    flower_run = control.start_run(code, config)
+    record = folder.record()
+    # as strings: Flower's run ids are above 2^53, where readers of JSON may round
+    folder.write_record(record | {"flower_runs": [*record["flower_runs"], str(flower_run)]})
+    return Launched(folder, flower_run)
+
+
+def _finished(control: Control, flower_run: str) -> bool:
+    try:
+        return control.run(int(flower_run)).finished
+    except KeyError:
+        return True
+
+
+def _check_hospitals(home: Home, experiment: Experiment) -> None:
+    known = home.roster().names()
+    chosen = experiment.participation.hospitals or known
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"participation.hospitals: {name!r} is not on the roster: {known}")
+    if len(chosen) < experiment.participation.least:
+        raise ConfigError(
+            f"participation.least is {experiment.participation.least}, but the roster has "
+            f"{len(chosen)} hospitals: {', '.join(chosen)}"
+        )
+
+
+def _task_record(experiment: Experiment) -> dict[str, Any]:
+    from federation import tasks
+
+    task = tasks.build(experiment.task)
+    return {
+        "metrics": list(task.metrics),
+        "headline": task.headline,
+        "classes": list(task.classes),
+    }

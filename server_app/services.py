@@ -1,0 +1,112 @@
+"""The coordinator's processes: Flower's SuperLink and the SuperExec that runs the ServerApp."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from federation.processes import Child, Supervisor, listens, wait_until
+from federation.schema import ConfigError
+from server_app.control import Control
+from server_app.home import HOME_VARIABLE, Home
+
+
+def serve(home: Home) -> None:
+    """Run the services until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: they run already, the port is taken, or they do not come up.
+    """
+    federation, members = home.federation(), home.roster().members
+    if running(home) is not None:
+        raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
+    if listens(federation.listen, federation.port):
+        raise ConfigError(
+            f"port {federation.port} on {federation.listen} is taken; "
+            "end what listens there or provision with another port"
+        )
+    children = [_superlink(home), _superexec(home)]
+
+    def ready() -> None:
+        up = wait_until(
+            lambda: listens(federation.listen, federation.port), seconds=60, children=children
+        )
+        if not up:
+            raise ConfigError(f"the SuperLink did not come up; see {home.logs / 'superlink.log'}")
+        with Control(home) as control:
+            control.register(members)
+        home.services.write_text(str(os.getpid()))
+
+    try:
+        Supervisor(children).run(ready=ready)
+    finally:
+        home.services.unlink(missing_ok=True)
+
+
+def running(home: Home) -> int | None:
+    """The process id of `coordinator start` for this folder, if it runs."""
+    try:
+        pid = int(home.services.read_text())
+        os.kill(pid, 0)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return None
+    return pid
+
+
+def stop(home: Home) -> bool:
+    """End the services; whether there were any."""
+    pid = running(home)
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 15
+    while running(home) is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return True
+
+
+def _superlink(home: Home) -> Child:
+    federation = home.federation()
+    command = [
+        _program("flower-superlink"),
+        "--host", federation.listen,
+        "--port", str(federation.port),
+        "--ssl-ca-certfile", str(home.ca_certificate),
+        "--ssl-certfile", str(home.server_certificate),
+        "--ssl-keyfile", str(home.server_key),
+        "--enable-supernode-auth",
+        "--isolation", "process",
+        "--superexec-auth-secret-file", str(home.superexec_secret),
+        "--disable-runtime-dependency-installation",
+        "--database", str(home.database),
+    ]  # fmt: skip
+    return Child("superlink", command, _environment(home, "superlink"), home.logs / "superlink.log")
+
+
+def _superexec(home: Home) -> Child:
+    federation = home.federation()
+    command = [
+        _program("flower-superexec"),
+        "--runtime-api-address", f"{federation.listen}:{federation.port}",
+        "--root-certificates", str(home.ca_certificate),
+        "--superexec-auth-secret-file", str(home.superexec_secret),
+    ]  # fmt: skip
+    environment = {**_environment(home, "superexec"), HOME_VARIABLE: str(home.path.resolve())}
+    return Child("superexec", command, environment, home.logs / "superexec.log")
+
+
+def _environment(home: Home, role: str) -> dict[str, str]:
+    """One Flower home a process, empty at the start: Flower trusts what it finds installed there."""
+    folder = home.flower / role
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {"FLWR_HOME": str(folder.resolve()), "PATH": path}
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

@@ -1,0 +1,213 @@
+"""A run's folder: what a run must never lose, written so that `kill -9` at any moment loses nothing.
+
+    experiment.json    the canonical experiment; run.json: who ran which code, and when
+    model.safetensors  the global model; its header names the round that made it
+    strategy-R.safetensors  what the strategy remembers after round R (absent for rules without memory)
+    metrics.jsonl      one line a round and one an evaluation
+    status.json        running, completed or failed, for whoever watches
+    lock               held by the process that conducts the run; the kernel lets go when it dies
+
+A round is committed by the one atomic replacement of model.safetensors. All that belongs to it is
+written before and is ignored, or dropped on resuming, when the replacement did not happen. All random
+states are functions of the experiment's seed, the round and the hospital, so none needs saving.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+
+from federation.schema import ConfigError, Experiment
+from federation.wire import Arrays
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file so that a reader, or a crash, sees the old or the new one, whole and on disk."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o640)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The global model and the strategy's memory after `round` rounds (0: as initialised)."""
+
+    round: int
+    model: Arrays
+    strategy: Arrays
+
+
+class RunFolder:
+    """The files of one run. Reading needs no lock; conducting the run does, see `conducting`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def create(cls, path: Path, experiment: Experiment, record: dict[str, Any]) -> RunFolder:
+        """A new run's folder with its experiment and the record of who runs which code.
+
+        Raises:
+            ConfigError: there is such a run already.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError(
+                f"there is a run {path.name!r} already; go on with it by resume={path.name}, "
+                "or choose another run=NAME"
+            ) from None
+        folder = cls(path)
+        write_atomically(path / "experiment.json", experiment.canonical().encode())
+        folder.write_record(record)
+        folder.write_status("running", 0, experiment.rounds)
+        return folder
+
+    def experiment(self) -> Experiment:
+        """Raises ConfigError: no such run, or an experiment that was changed by hand."""
+        try:
+            text = (self.path / "experiment.json").read_text()
+        except FileNotFoundError:
+            raise ConfigError(f"there is no run {self.name!r}") from None
+        return Experiment.from_canonical(text, self.record()["experiment_sha256"])
+
+    def record(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+        return content
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        write_atomically(self.path / "run.json", json.dumps(record, indent=1).encode())
+
+    def status(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / "status.json").read_text())
+        return content
+
+    def write_status(
+        self, state: str, round_: int, rounds: int, message: str | None = None
+    ) -> None:
+        content = {
+            "state": state, "round": round_, "rounds": rounds, "message": message, "updated": now()
+        }  # fmt: skip
+        write_atomically(self.path / "status.json", json.dumps(content).encode())
+
+    @contextmanager
+    def conducting(self) -> Iterator[None]:
+        """Hold the run for this process.
+
+        Raises:
+            ConfigError: another living process holds it.
+        """
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"run {self.name!r} is being conducted already") from None
+            yield
+
+    def is_conducted(self) -> bool:
+        """Whether a living process conducts this run."""
+        try:
+            with self.conducting():
+                return False
+        except ConfigError:
+            return True
+
+    # --- the committed state ---------------------------------------------------------------------
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Commit a round."""
+        strategy = self._strategy_file(checkpoint.round)
+        if checkpoint.strategy:
+            write_atomically(strategy, safetensors.numpy.save(checkpoint.strategy))
+        metadata = {"round": str(checkpoint.round)}
+        write_atomically(
+            self.path / "model.safetensors", safetensors.numpy.save(checkpoint.model, metadata)
+        )
+        for old in self.path.glob("strategy-*.safetensors"):
+            if old != strategy:
+                old.unlink(missing_ok=True)
+
+    def load(self) -> Checkpoint | None:
+        """The last committed round, or None before the first commit."""
+        path = self.path / "model.safetensors"
+        if not path.exists():
+            return None
+        with safetensors.safe_open(path, framework="numpy") as file:
+            round_ = int(file.metadata()["round"])
+            model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        strategy = self._strategy_file(round_)
+        remembered = safetensors.numpy.load_file(strategy) if strategy.exists() else {}
+        return Checkpoint(round_, model, remembered)
+
+    def _strategy_file(self, round_: int) -> Path:
+        return self.path / f"strategy-{round_}.safetensors"
+
+    # --- metrics ---------------------------------------------------------------------------------
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one line and see it on the disk."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines; a line cut off by a crash is not one."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def drop_metrics_after(self, round_: int) -> None:
+        """Forget what belongs to work that was not committed.
+
+        A round's line comes before its commit; the evaluation of a model comes in the round after
+        the one that made it, so that of the last committed model is measured again.
+        """
+        kept = [
+            row
+            for row in self.metrics()
+            if row["round"] <= (round_ if row["kind"] == "round" else round_ - 1)
+        ]
+        content = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(self.path / "metrics.jsonl", content.encode())

@@ -1,0 +1,43 @@
+"""How the mean of the hospitals' updates moves the global model: one file a rule.
+
+A rule is arithmetic on arrays and knows no network. Its file offers `Options` (closed) and
+
+    step(options, model, update, state) -> (model, state)
+
+where all three are dicts of float arrays with the model's parameter names, `update` is the weighted
+mean of local minus global parameters, and `state` is what the rule remembers between rounds: empty
+before the first, any arrays afterwards (saved with the run, so a resumed run goes on exactly).
+`check(experiment)` may refuse an experiment the rule cannot serve. Adding a rule is adding its file
+and `configs/strategy/NAME.yaml`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from federation import registry
+from federation.schema import Experiment
+from federation.wire import Arrays
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A rule with its options bound."""
+
+    name: str
+    step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+
+
+def build(experiment: Experiment) -> Strategy:
+    """The strategy that the experiment names.
+
+    Raises:
+        federation.schema.ConfigError: unknown name or option, or an experiment the rule refuses.
+    """
+    module, options = registry.find(sys.modules[__name__], experiment.strategy)
+    if hasattr(module, "check"):
+        module.check(experiment)
+    return Strategy(experiment.strategy.name, partial(module.step, options))

@@ -1,0 +1,14 @@
+"""FedAdam: v ← β₂·v + (1 − β₂)·Δ² (Reddi et al. 2021, algorithm 2)."""
+
+from __future__ import annotations
+
+from federation.wire import Arrays
+from server_app.strategies._adaptive import Array, Options, adaptive_step
+
+
+def step(options: Options, model: Arrays, update: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
+    def second_moment(v: Array, squared: Array) -> Array:
+        moment: Array = options.beta_2 * v + (1 - options.beta_2) * squared
+        return moment
+
+    return adaptive_step(options, model, update, state, second_moment)
