@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -62,7 +63,10 @@ def measure(folder: Path, parameters: int, rounds: int, traces: Path | None = No
     environment = {}
     if traces is not None:
         traces.mkdir()
-        environment = {"PYTHONPATH": str(PROBE), "CONSILIUM_PROBE": str(traces)}
+        environment = {
+            "PYTHONPATH": f"{PROBE}{os.pathsep}{QUIET['PYTHONPATH']}",
+            "CONSILIUM_PROBE": str(traces),
+        }
     with Processes(folder / "logs", _role) as processes:
         at_home = ["--home", str(home.path)]
         processes.start("coordinator", [_program("coordinator"), "start", *at_home], environment)
@@ -126,7 +130,7 @@ def _site(home: Home, folder: Path, name: str, shift: int) -> Path:
     subprocess.run(
         [_program("hospital"), "phantom", "--task", "chest_xray", "--patients", str(_PATIENTS),
          "--out", str(place / "phantoms"), "--shift", str(shift)],
-        check=True, stdout=subprocess.DEVNULL, timeout=300,
+        env={**os.environ, **QUIET}, check=True, stdout=subprocess.DEVNULL, timeout=300,
     )  # fmt: skip
     content = {
         "hospital": name,
@@ -178,6 +182,3 @@ def _logs(folder: Path) -> str:
 
 def _program(name: str) -> str:
     return str(_PROGRAMS / name)
-
-
-__all__ = ["QUIET", "experiment", "measure"]

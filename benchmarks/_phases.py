@@ -36,7 +36,9 @@ def breakdown(folder: Path) -> dict[str, float]:
     not counted twice and all together make the round.
     """
     rows = [
-        json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()
+        json.loads(line)
+        for path in folder.glob("*.jsonl")
+        for line in path.read_text().splitlines()
     ]
     by_event: dict[str, list[Row]] = defaultdict(list)
     for row in rows:

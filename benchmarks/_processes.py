@@ -17,12 +17,16 @@ _PR_SET_PDEATHSIG = 1
 _LOOK = 0.1  # seconds between two looks at the processes
 _GRACE = 12.0  # seconds between asking to end and killing; a supervisor gives its children 8
 
+PROJECT = Path(__file__).resolve().parents[1]
+
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "PYTHONUNBUFFERED": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # what is measured is the checkout that this file lies in, whatever is installed
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
 }
 
 

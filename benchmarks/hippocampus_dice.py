@@ -2,12 +2,12 @@
 
     python benchmarks/hippocampus_dice.py [--rounds N] [--seed N]
 
-The 123 volumes of `../shared/data/hippocampus` make three hospitals by `intensity_group`, whose raw
-intensities differ by a factor of 1000. Each holds out a share of its patients (`pseudo_patient`: two
-volumes of one person never part) by a seeded hash. Every network starts from the same weights and
-takes the same number of X hospitals' training cases together, `local`
-on one hospital's, `federated` on each hospital's between two averages. Task, model and training are
-those of `configs/experiment/hippocampus.yaml`.
+The 123 volumes of `../shared/data/hippocampus` make three hospitals by `intensity_group`, whose
+raw intensities differ by a factor of 1000. Each holds out a share of its patients (`pseudo_patient`:
+two volumes of one person never part) by a seeded hash. Every network starts from the same weights
+and takes the same number of optimiser steps: `pooled` on all hospitals' training cases together,
+`local` on one hospital's, `federated` on each hospital's between two averages. Task, model and
+training are those of `configs/experiment/hippocampus.yaml`.
 
 All of it runs in this process, calling what a hospital's node calls to train and evaluate; the
 average is taken in float64, weighted by training cases. That a federation of real processes gives
@@ -26,17 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from client_app.training.loop import evaluate, train
 from federation import models, tasks
-from federation.schema import Experiment, parse
+from federation.schema import Experiment
 from federation.tasks import Case, Task
+from server_app import compose
 
-PROJECT = Path(__file__).resolve().parents[1]
-DATA = PROJECT.parent / "shared" / "data" / "hippocampus"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hippocampus"
 DEVICE = torch.device("cpu")
 
 Weights = Mapping[str, Tensor]
@@ -163,12 +161,10 @@ def _groups() -> list[str]:
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
-    overrides = ["experiment=hippocampus", f"seed={arguments.seed}"]
+    overrides = ["experiment=hippocampus", f"seed={arguments.seed}", *arguments.overrides]
     if arguments.rounds is not None:
         overrides.append(f"rounds={arguments.rounds}")
-    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        composed = compose("experiment", overrides + arguments.overrides)
-    return parse(Experiment, OmegaConf.to_container(composed, resolve=True))
+    return compose.experiment(overrides)
 
 
 def _arguments() -> argparse.Namespace:

@@ -147,7 +147,9 @@ def _record(done: list[Comparison]) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=8, help="at least 3; the first is not counted")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="at least 3; the first is not counted"
+    )
     parser.add_argument("--parameters", type=int, default=25_000_000, help="of the large model")
     parser.add_argument("--only", choices=("tiny", "large"))
     parser.add_argument("--json", type=Path, help="write all figures there")

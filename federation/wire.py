@@ -141,7 +141,8 @@ class Shape:
 
 def pack(arrays: Arrays) -> ArrayRecord:
     """Arrays as one record that holds one blob. Raises ValueError for dtypes safetensors lacks."""
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    # not np.ascontiguousarray, which gives counters without axes an axis
+    ordered = {name: np.require(arrays[name], requirements="C") for name in sorted(arrays)}
     blob = safetensors.numpy.save(ordered)
     return ArrayRecord({"blob": Array(dtype="uint8", shape=(len(blob),), stype=_BLOB, data=blob)})
 

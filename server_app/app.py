@@ -66,7 +66,7 @@ def initial_model(experiment: Experiment, task: Task) -> tuple[Arrays, frozenset
     """The untrained global model, drawn from the experiment's seed, and its parameters' names."""
     network = models.build(experiment.model, task, seed=experiment.seed)
     arrays = {
-        name: np.ascontiguousarray(tensor.detach().cpu().numpy())
+        name: tensor.detach().cpu().numpy().copy(order="C")
         for name, tensor in network.state_dict().items()
     }
     return arrays, frozenset(name for name, _ in network.named_parameters())

@@ -83,8 +83,9 @@ class Conductor:
         for name, array in done.model.items():
             value = stepped[name] if name in stepped else array + mean[name]
             whole = array.dtype.kind in "iu"
-            model[name] = (np.rint(value) if whole else value).astype(array.dtype)
-        return model, memory
+            # asarray: NumPy's arithmetic turns arrays without axes into scalars
+            model[name] = np.asarray(np.rint(value) if whole else value).astype(array.dtype)
+        return model, {name: np.asarray(array) for name, array in memory.items()}
 
     def final_evaluation(self, done: Checkpoint) -> None:
         """The last model on every hospital's held-out patients; nothing is trained."""

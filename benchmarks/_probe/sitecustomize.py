@@ -133,7 +133,9 @@ HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "server_app.rounds": _spans(
         "Conductor.round", "Conductor.step", "weighted_mean", "_training_row"
     ),
-    "server_app.state": _spans("RunFolder.save", "RunFolder.write_status", "RunFolder.append_metrics"),
+    "server_app.state": _spans(
+        "RunFolder.save", "RunFolder.write_status", "RunFolder.append_metrics"
+    ),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from federation.schema import ConfigError
@@ -21,13 +23,14 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda", 0) if present else torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdecimal()):
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
         raise ConfigError(f"device is {name!r}: use auto, cpu, cuda or cuda:N")
-    if int(index or 0) >= present:
+    index = int(match[1] or 0)
+    if index >= present:
         found = f"{present} GPU(s) are usable" if present else "no GPU is usable"
         raise ConfigError(
             f"device is {name!r}, but {found} here: check nvidia-smi and that PyTorch was "
             "built for CUDA, or use device=auto or device=cpu"
         )
-    return torch.device("cuda", int(index or 0))
+    return torch.device("cuda", index)

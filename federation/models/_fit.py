@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, Literal
 
 from monai.networks.layers.utils import get_norm_layer
@@ -44,14 +45,15 @@ def norm_layer(norm: Norm, groups: int) -> NormLayer:
 
 
 def replace_batch_norm(network: nn.Module, norm: Norm, groups: int, spatial_dims: int) -> None:
-    """Put `norm` in the place of each BatchNorm, for networks whose own option misses some.
+    """Put `norm` in the place of each BatchNorm, for networks whose own option does not reach all.
 
-    MONAI 1.6's ResNet passes its `norm` to the first layer only.
+    MONAI 1.6's ResNet passes its `norm` to the first layer only, and its UNet normalises as many
+    channels as there are classes, which groups need not divide.
     """
     if norm == "batch":
         return
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
-                layer = get_norm_layer(norm_layer(norm, groups), spatial_dims, child.num_features)
-                setattr(parent, name, layer)
+                wanted = norm_layer(norm, gcd(groups, child.num_features))
+                setattr(parent, name, get_norm_layer(wanted, spatial_dims, child.num_features))

@@ -8,7 +8,7 @@ from monai.networks.nets import UNet
 from pydantic import Field
 from torch import nn
 
-from federation.models._fit import Norm, norm_layer, require_kind, require_multiple
+from federation.models._fit import Norm, replace_batch_norm, require_kind, require_multiple
 from federation.schema import Closed
 from federation.tasks import Task
 
@@ -41,7 +41,8 @@ def build(options: Options, task: Task) -> nn.Module:
         channels=options.channels,
         strides=[2] * halvings,
         num_res_units=options.residual_units,
-        norm=norm_layer(options.norm, groups=4),
+        norm="batch",
         dropout=options.dropout,
     )
+    replace_batch_norm(network, options.norm, groups=4, spatial_dims=task.spatial_dims)
     return network

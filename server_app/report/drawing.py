@@ -105,7 +105,7 @@ def bars_chart(
                 bar.set(edgecolor=svg.DOWN, linewidth=0.8)  # the soft colour alone is too faint
         else:  # one area in place of hundreds of bars
             area = axes.fill_between(rounds, below, top, step="mid", color=colour, label=name)
-            area.set(edgecolor=svg.DOWN, linewidth=0.8)
+            area.set(edgecolor=svg.DOWN, linewidth=0.4)
         below = top
     axes.set_ylabel(axis)
     axes.set_ylim(0, (max(below) or 1) * 1.06)

@@ -79,7 +79,7 @@ def _segmented(caption: str, image: Tensor, truth: Tensor, logits: Tensor) -> Sa
     said = logits.argmax(dim=0) if logits.shape[0] > 1 else (logits[0] > 0).long()
     if image.ndim == 3:
         index = _fullest(truth if bool((truth > 0).any()) else said)
-        caption = f"{caption}, slice {index + 1} of {image.shape[-1]}"
+        caption = f"{caption}, axial slice {index + 1} of {image.shape[-1]}"
         image, truth, said = (_slice(volume, index) for volume in (image, truth, said))
     return Sample(caption, _float(image), truth=_integer(truth), predicted=_integer(said))
 

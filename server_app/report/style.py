@@ -79,7 +79,7 @@ details h3 { padding-top: .6rem; }
 details > *:not(summary) { margin-top: .6rem; }
 figure details { margin-top: .5rem; }
 /* A last figure that would stand alone takes the whole row: words left, drawing right. */
-@media (min-width: 821px) {
+@media print, (min-width: 821px) {
   .charts > figure:last-child:nth-child(odd) { grid-column: span 2; display: grid;
     grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 1.2rem; }
   .charts > figure:last-child:nth-child(odd) details { grid-column: 1 / -1; }
@@ -108,8 +108,8 @@ tfoot th, tfoot td { border-top: 2px solid var(--line); font-weight: 640; }
 td.when { white-space: nowrap; }
 td.why { min-width: 12rem; }
 td.why div + div { margin-top: .15rem; }
-.settings { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr));
-  gap: 1.2rem; margin: 1.1rem 0; align-items: start; }
+.settings { columns: 290px; column-gap: 1.2rem; margin: 1.1rem 0 0; }
+.settings .card { break-inside: avoid; margin-bottom: 1.2rem; }
 .settings dl, .facts { margin: 0; display: grid; grid-template-columns: auto minmax(0, 1fr);
   gap: .25rem 1rem; font-size: .9rem; }
 .settings h3 { text-transform: capitalize; }
@@ -150,11 +150,11 @@ figure svg.picture { background: #000; overflow: hidden; max-height: 360px; }
 .card.caution h3 { color: var(--worst); }
 footer { margin: 3rem 0 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 
-@media (max-width: 820px) {
+@media screen and (max-width: 820px) {
   .tiles { grid-template-columns: repeat(2, 1fr); }
   .charts, .columns { grid-template-columns: minmax(0, 1fr); }
 }
-@media (max-width: 520px) {
+@media screen and (max-width: 520px) {
   .wrap { padding: 0 1rem; } header { padding-top: 1.8rem; } h1 { font-size: 1.6rem; }
   .tile { padding: .8rem .9rem; } .tile.main .figure { font-size: 2rem; }
   .tile .figure { font-size: 1.25rem; }
@@ -165,7 +165,8 @@ footer { margin: 3rem 0 2.5rem; padding-top: 1rem; border-top: 1px solid var(--l
 @page { margin: 14mm; }
 @media print {
   body { background: none; font-size: 10pt; }
-  nav, .skip, figure details { display: none; }
+  nav, .skip, details:not([open]) { display: none; }
+  h2 { margin-top: 1.8rem; } footer { margin: 1rem 0 0; }
   .wrap { max-width: none; padding: 0; } header { padding-top: 0; }
   .scroll, details .scroll { max-height: none; overflow: visible; }
   thead th, .pin th:first-child { position: static; }

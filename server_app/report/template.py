@@ -25,7 +25,7 @@ TEMPLATE = """<!doctype html>
 <div class="wrap">
 <header>
   <p class="eyebrow">Consilium · report of a federated run
-    {%- if run.experiment.name %} · experiment {{ run.experiment.name }}{% endif %}</p>
+    {%- if run.experiment.get("name") %} · experiment {{ run.experiment["name"] }}{% endif %}</p>
   <h1>{{ run.name }}</h1>
   <p><span class="state {{ run.state }}">{{ run.state }}</span>
     <span class="quiet">started {{ run.started | moment }} · last word {{ run.updated | moment }}

@@ -34,11 +34,11 @@ REASONS = {
     ),
     "malformed": (
         "unreadable answer",
-        "The answer was not of the form that the two sides agreed on; another version?",
+        "The answer was not of the form that the two sides agreed on; perhaps its version differs.",
     ),
     "wrong_names": (
         "wrong parameter names",
-        "The answer held other parameters than the model has; another model or version?",
+        "The answer held other parameters than the model has; perhaps its version differs.",
     ),
     "wrong_shape": (
         "wrong shapes",
@@ -74,7 +74,7 @@ REASONS = {
     ),
     "bad_experiment": (
         "experiment not understood",
-        "The hospital could not use the experiment it was sent; another version?",
+        "The hospital could not use the experiment it was sent; perhaps its version differs.",
     ),
     "bad_site": (
         "site set up wrongly",

@@ -161,7 +161,7 @@ def _opacities(rng: np.random.Generator, subject: Subject, x: Image, y: Image) -
         patchy = np.clip(1 + 0.5 * texture / texture.std(), 0, 2)
         for _ in range(1 + rng.poisson(0.4)):
             at = subject.side * rng.uniform(0.25, 0.55), rng.uniform(-0.35, 0.45)
-            strength = 0.22 * subject.severity * rng.uniform(0.6, 1.4)
+            strength = 0.28 * subject.severity * rng.uniform(0.6, 1.4)
             result += strength * patchy * _blob(x, y, at, rng.uniform(0.12, 0.24))
     return result
 
