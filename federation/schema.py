@@ -195,7 +195,9 @@ def parse(schema: type[Schema], content: object, *, where: str = "") -> Schema:
     try:
         return schema.model_validate(content)
     except ValidationError as failure:
-        first = failure.errors(include_url=False)[0]
+        errors = failure.errors(include_url=False)
+        # a key that is misspelt is also missing: say the first
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
         raise ConfigError((f"{where}: " if where else "") + _say(schema, dict(first))) from None
 
 

@@ -6,7 +6,6 @@ import os
 from logging import ERROR, INFO
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp

@@ -108,7 +108,7 @@ def run(
     console.print(f"results: {folder.path}   report: {path}")
     if ended.outcome != "completed" or status["state"] != "completed":
         why = status["message"] or ended.details or f"it was {ended.outcome}"
-        raise ConfigError(f"run {folder.name} failed: {why}")
+        raise ConfigError(f"run {folder.name} failed: {why}; resume={folder.name} goes on with it")
 
 
 @app.command()

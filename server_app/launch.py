@@ -10,12 +10,13 @@ from typing import Any
 
 from federation.schema import ConfigError, Experiment
 from server_app import bundle
-from server_app.control import Control, RunState
+from server_app.control import Control, RunState, Unreachable
 from server_app.home import Home
 from server_app.state import RunFolder, now
 
 _LOOK = 0.5  # seconds between two looks at a run's folder
 _ASK = 5.0  # seconds between two questions to the SuperLink
+_SILENCE = 120.0  # seconds that a SuperLink may be away, as when it is started again
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,14 @@ def resume(home: Home, control: Control, name: str) -> Launched:
     experiment = folder.experiment()
     if folder.status()["state"] == "completed":
         raise ConfigError(f"run {name!r} is complete; see {folder.path}")
+    if folder.is_conducted():
+        raise ConfigError(
+            f"run {name!r} is still under way; end it first with: coordinator stop {name}"
+        )
     for flower_run in folder.record()["flower_runs"][-1:]:
-        if folder.is_conducted() or not _finished(control, flower_run):
-            raise ConfigError(
-                f"run {name!r} is still under way; end it first with: coordinator stop {name}"
-            )
+        # Its ServerApp is gone; Flower notices after a minute, and until then would wait for it.
+        if not _finished(control, flower_run):
+            control.stop_run(int(flower_run))
     code = bundle.build()
     recorded = folder.record()["code"]["bundle_sha256"]
     if bundle.code_record(code)["bundle_sha256"] != recorded:
@@ -72,18 +76,39 @@ def resume(home: Home, control: Control, name: str) -> Launched:
 
 
 def follow(control: Control, launched: Launched, show: Callable[[RunFolder], None]) -> RunState:
-    """Call `show` whenever there may be news, until the run has ended; how it ended."""
-    asked = 0.0
+    """Call `show` whenever there may be news, until the run has ended; how it ended.
+
+    Raises:
+        Unreachable: the SuperLink did not answer for two minutes.
+    """
+    folder, conducted, asked, answered = launched.folder, False, 0.0, time.monotonic()
     while True:
-        show(launched.folder)
-        state = launched.folder.status()["state"]
+        show(folder)
+        alive = folder.is_conducted()
+        state = folder.status()["state"]  # after the look at the process: its last word
+        if conducted and not alive and state == "running":
+            return _died(folder)
+        conducted |= alive
         if state != "running" or time.monotonic() - asked > _ASK:
             asked = time.monotonic()
-            flower = control.run(launched.flower_run)
-            if flower.finished:
-                show(launched.folder)
-                return flower
+            try:
+                flower = control.run(launched.flower_run)
+                answered = asked
+            except Unreachable:
+                if asked - answered > _SILENCE:
+                    raise
+            else:
+                if flower.finished:
+                    show(folder)
+                    return flower
         time.sleep(_LOOK if state == "running" else 0.1)
+
+
+def _died(folder: RunFolder) -> RunState:
+    """The ServerApp's process ended without a word, as when it is killed."""
+    status, message = folder.status(), "its process was killed"
+    folder.write_status("failed", status["round"], status["rounds"], message)
+    return RunState("finished", "failed", message)
 
 
 def _launch(control: Control, folder: RunFolder, experiment: Experiment, code: bytes) -> Launched:

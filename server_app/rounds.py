@@ -102,8 +102,7 @@ class Conductor:
         if good < least:
             why = ", ".join(f"{o.hospital}: {o.reason}" for o in outcomes if not _is_good(o))
             raise TooFewHospitals(
-                f"round {number}: {good} good answers, participation.least is {least} ({why}). "
-                f"Mend that and go on with: coordinator run resume={self.folder.name}"
+                f"round {number}: {good} good answers, participation.least is {least} ({why})"
             )
 
     def _leave_out_large_updates(self, outcomes: list[Outcome]) -> None:

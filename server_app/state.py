@@ -18,12 +18,13 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import safetensors
 import safetensors.numpy
@@ -55,6 +56,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _locked(file: TextIO) -> bool:
+    """Whether this process got the lock on an open file; it lasts until the file is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -131,19 +141,18 @@ class RunFolder:
             ConfigError: another living process holds it.
         """
         with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"run {self.name!r} is being conducted already") from None
+            # a moment's patience: `is_conducted` holds the lock while it looks
+            deadline = time.monotonic() + 1.0
+            while not _locked(file):
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"run {self.name!r} is being conducted already")
+                time.sleep(0.02)
             yield
 
     def is_conducted(self) -> bool:
         """Whether a living process conducts this run."""
-        try:
-            with self.conducting():
-                return False
-        except ConfigError:
-            return True
+        with (self.path / "lock").open("w") as file:
+            return not _locked(file)
 
     # --- the committed state ---------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ class Node:
 
 class InProcessGrid(Grid):
     def __init__(self, nodes: Iterable[Node]) -> None:
-        self.nodes = {number: node for number, node in enumerate(nodes, start=1)}
+        self.nodes = dict(enumerate(nodes, start=1))
         self.replies: dict[str, Message] = {}
         self.asked: list[str] = []  # names, in the order of asking
 
@@ -61,9 +61,7 @@ class InProcessGrid(Grid):
 
     def get_nodes(self) -> list[Any]:
         return [
-            SimpleNamespace(
-                node_id=number, public_key=public_key_to_bytes(node.key.public_key())
-            )
+            SimpleNamespace(node_id=number, public_key=public_key_to_bytes(node.key.public_key()))
             for number, node in self.nodes.items()
             if node.online
         ]
@@ -136,7 +134,14 @@ def experiment(**changes: Any) -> Experiment:
     """A small experiment; keys of `participation` may be given directly."""
     participation = {"least": 2, "deadline": 5.0}
     for key in list(changes):
-        if key in ("least", "deadline", "attempts", "weighting", "hospitals", "largest_update_norm"):
+        if key in (
+            "least",
+            "deadline",
+            "attempts",
+            "weighting",
+            "hospitals",
+            "largest_update_norm",
+        ):
             participation[key] = changes.pop(key)
     content = {
         "name": "test",

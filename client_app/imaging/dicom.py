@@ -85,6 +85,8 @@ def _check_radiograph(header: FileDataset, sop_class: UID, modality: str) -> tup
     """(rows, columns) of a single greyscale frame from a projection modality."""
     what = sop_class.name if sop_class.is_valid and not sop_class.is_private else "unknown"
     if "Rows" not in header or "Columns" not in header:
+        if modality in _PROJECTION_MODALITIES:
+            raise Unfit(Reason.CORRUPT, "its header gives no rows and columns; it may be cut off")
         raise Unfit(Reason.NOT_AN_IMAGE, f"SOP class {what}")
     frames = int(_text(header, "NumberOfFrames") or 1)
     if frames > 1:

@@ -120,17 +120,20 @@ def update(data: Data, *, state: Path, key: bytes, progress: Progress | None = N
     read = _reader(data, key)
     path = state / "index.sqlite"
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for last in (False, True):
-        try:
-            with closing(_open(path)) as database, silenced():
-                return _update(database, data, key, read, progress)
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if last or code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-    raise AssertionError("unreachable")
+
+    def attempt() -> Index:
+        with closing(_open(path)) as database, silenced():
+            return _update(database, data, key, read, progress)
+
+    try:
+        return attempt()
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return attempt()
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -105,10 +105,10 @@ def _time(run: Run) -> Chart | None:
         "Time of a round",
         "seconds",
         [r.number for r in rounds],
-        {"slowest hospital's work": work, "sending, waiting, combining": rest},
+        {"slowest hospital's training": work, "evaluation, sending, waiting": rest},
         f"{wording.counted(len(rounds), 'round')} took {wording.duration(total)}, "
         f"{wording.duration(total / len(rounds))} on average; "
-        f"{sum(work) / total if total else 0:.0%} of it was the slowest hospital's work.",
+        f"{sum(work) / total if total else 0:.0%} of it was the slowest hospital's training.",
         wording.decimal,
     )
 
@@ -197,8 +197,7 @@ def _worst(run: Run, metric: str | None) -> str | None:
     if metric is None or metric == run.headline:
         found = run.worst_hospital()
     else:
-        evaluation = run.last_evaluation(metric)
-        found = evaluation.worst.get(metric) if evaluation else None
+        found = run.worst_by(metric, larger_is_better=wording.larger_is_better(metric))
     return found.hospital if found else None
 
 

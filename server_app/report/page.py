@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from server_app.report.pictures import Sample
 from server_app.report.read import Answer, Evaluation, Measured, Run, read_run
 from server_app.report.style import CSS
 from server_app.report.template import TEMPLATE
+from server_app.state import write_atomically
 
 MOST_LISTED = 100  # rounds with a row for each hospital: more make the page slow to open
 
@@ -43,15 +43,7 @@ def write_report(folder: Path, *, samples: Sequence[Sample] = ()) -> Path:
     """
     page = render(read_run(folder), samples)
     target = folder / "report.html"
-    partial_file = folder / f".report.html.{os.getpid()}"
-    try:
-        with partial_file.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        partial_file.replace(target)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    write_atomically(target, page.encode())
     return target
 
 
@@ -87,7 +79,7 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
         worst=run.worst_hospital(),
         best=_best(final, headline),
         final_measured=_measured(final),
-        worst_by_metric=_worst_by_metric(run, final),
+        worst_by_metric=_worst_by_metric(run),
         meanings=[(wording.metric_label(m), wording.metric_meaning(m)) for m in run.metrics],
         summary=_summary(run),
         settings=_settings(run.experiment),
@@ -149,15 +141,16 @@ def _measured(evaluation: Evaluation | None) -> tuple[Measured, ...]:
     return evaluation.measured if evaluation is not None else ()
 
 
-def _worst_by_metric(run: Run, evaluation: Evaluation | None) -> dict[str, str]:
-    """Metric to the hospital that has its worst value in the evaluation."""
-    if evaluation is None:
-        return {}
-    found = {metric: worst.hospital for metric, worst in evaluation.worst.items()}
-    headline = run.worst_hospital()
-    if run.headline is not None and headline is not None:
-        found.setdefault(run.headline, headline.hospital)
-    return found
+def _worst_by_metric(run: Run) -> dict[str, str]:
+    """Metric to the hospital with its worst value, where there is more than one to compare."""
+    found = {
+        metric: run.worst_hospital()
+        if metric == run.headline
+        else run.worst_by(metric, larger_is_better=wording.larger_is_better(metric))
+        for metric in run.metrics
+    }
+    several = len(run.hospitals) > 1
+    return {name: worst.hospital for name, worst in found.items() if worst and several}
 
 
 def _settings(experiment: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -33,7 +33,7 @@ class Answer:
         reason: code from the fixed list of reasons, where the hospital left the round.
         examples, patients: trained on.
         loss: mean training loss.
-        seconds: the hospital's own work.
+        seconds: of training at the hospital.
         bytes_down, bytes_up: size of the model it got and of the update it sent.
         update_norm: L2 norm of its update.
     """
@@ -71,7 +71,7 @@ class Round:
         return sum(known) if known else None
 
     def longest(self) -> float | None:
-        """Seconds of the slowest hospital's own work."""
+        """Seconds of the slowest hospital's training."""
         known = [answer.seconds for answer in self.answers if answer.seconds is not None]
         return max(known) if known else None
 
@@ -181,18 +181,24 @@ class Run:
         return found[-1] if found else None
 
     def worst_hospital(self) -> Worst | None:
-        """Who is served worst by the last model, by the headline metric.
+        """Who is served worst by the last model, by the headline metric: larger is better."""
+        return self.worst_by(self.headline, larger_is_better=True)
 
-        What the run recorded, or else the smallest value: of the headline, larger is better.
+    def worst_by(self, metric: str | None, *, larger_is_better: bool | None) -> Worst | None:
+        """Who is served worst by the last model, by a metric.
+
+        What the run recorded, or else the extreme value; without a direction, nobody.
         """
-        evaluation = self.last_evaluation(self.headline)
-        if evaluation is None or self.headline is None:
+        evaluation = self.last_evaluation(metric)
+        if evaluation is None or metric is None:
             return None
-        if self.headline in evaluation.worst:
-            return evaluation.worst[self.headline]
-        values = evaluation.values(self.headline)
-        hospital = min(values, key=lambda name: (values[name], name), default=None)
-        return None if hospital is None else Worst(hospital, values[hospital])
+        if metric in evaluation.worst:
+            return evaluation.worst[metric]
+        values = evaluation.values(metric)
+        if larger_is_better is None or not values:
+            return None
+        extreme = min(values.values()) if larger_is_better else max(values.values())
+        return Worst(min(name for name in values if values[name] == extreme), extreme)
 
     @property
     def experiment_intact(self) -> bool | None:

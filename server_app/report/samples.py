@@ -5,20 +5,77 @@ These cases lie on the coordinator's own disk. Images of hospitals never come he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 from torch import Tensor, nn
 
 from federation import models, tasks
-from federation.schema import Experiment, parse
+from federation.schema import ConfigError, Experiment, parse
 from federation.tasks import Case, Task
 from server_app.report.pictures import Sample
 from server_app.report.read import RunFolderError, read_run
+
+
+def find_cases(folder: Path, data: Path) -> list[Case]:
+    """Cases of the run's task below a folder of public or phantom images, in the files' order.
+
+    For segmentation, `images/` and `labels/` with NIfTI files of the same names; for
+    classification, DICOM files below `images/`, one a patient, and `labels.csv` with columns
+    patient (PatientID) and label (a class, by name or number), as `hospital phantom` writes them.
+
+    Raises:
+        federation.schema.ConfigError: the run's experiment is not one of this version, or there is
+            no such case in the folder.
+    """
+    task = tasks.build(_experiment(folder).task)
+    cases = list(_masked(data) if task.kind == "segmentation" else _labelled(data, task.classes))
+    if not cases:
+        wanted = (
+            "images/NAME.nii.gz with labels/NAME.nii.gz"
+            if task.kind == "segmentation"
+            else "images/ with DICOM files of patients that labels.csv (patient,label) names"
+        )
+        raise ConfigError(f"{data} holds no case for task {task.name}: it needs {wanted}")
+    return cases
+
+
+def _masked(data: Path) -> Iterator[Case]:
+    for image in sorted((data / "images").glob("*.nii*")):
+        mask = data / "labels" / image.name
+        if mask.is_file():
+            yield Case("sample", image, mask)
+
+
+def _labelled(data: Path, classes: Sequence[str]) -> Iterator[Case]:
+    table = data / "labels.csv"
+    if not table.is_file():
+        return
+    indices = {name.casefold(): index for index, name in enumerate(classes)}
+    indices |= {str(index): index for index in range(len(classes))}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        labels = {
+            (row.get("patient") or "").strip(): indices.get(
+                (row.get("label") or "").strip().casefold()
+            )
+            for row in csv.DictReader(file)
+        }
+    for image in sorted(path for path in (data / "images").rglob("*") if path.is_file()):
+        try:
+            header = dcmread(image, stop_before_pixels=True, specific_tags=["PatientID"])
+        except InvalidDicomError:
+            continue
+        # Popped: one image a patient gives more variety.
+        label = labels.pop(str(header.get("PatientID", "")).strip(), None)
+        if label is not None:
+            yield Case("sample", image, label)
 
 
 def predict_samples(folder: Path, cases: Sequence[Case], *, count: int = 6) -> list[Sample]:
@@ -47,12 +104,10 @@ def predict_samples(folder: Path, cases: Sequence[Case], *, count: int = 6) -> l
 
 def _restore(folder: Path) -> tuple[Task, nn.Module]:
     """The run's task, and its network with the weights of `model.safetensors`."""
+    experiment = _experiment(folder)
     weights = folder / "model.safetensors"
-    content = read_run(folder).experiment
-    if not content or not weights.is_file():
-        missing = "model.safetensors" if content else "experiment.json"
-        raise RunFolderError(f"{folder} has no usable {missing}; has a round been completed?")
-    experiment = parse(Experiment, content, where="experiment.json")
+    if not weights.is_file():
+        raise RunFolderError(f"{weights} is missing: no round of this run has been completed yet")
     task = tasks.build(experiment.task)
     network = models.build(experiment.model, task, seed=experiment.seed)
     try:
@@ -62,6 +117,13 @@ def _restore(folder: Path) -> tuple[Task, nn.Module]:
             f"{weights} is not a model of this experiment ({experiment.model.name}): {error}"
         ) from error
     return task, network.eval()
+
+
+def _experiment(folder: Path) -> Experiment:
+    content = read_run(folder).experiment
+    if not content:
+        raise RunFolderError(f"{folder / 'experiment.json'} is missing or cannot be read")
+    return parse(Experiment, content, where="experiment.json")
 
 
 def _sample(task: Task, network: nn.Module, case: Case, caption: str) -> Sample:

@@ -9,7 +9,7 @@ CSS = """
   --wait: #7a5a00; --wait-tint: #f8f1dc;
   --bar-strong: #1f7a8c; --bar-soft: #a9cfd6;
   --series-1: #0072b2; --series-2: #8a6500; --series-3: #00795a;
-  --series-4: #97458a; --series-5: #4b7fae; --series-6: #6b6f2a;
+  --series-4: #97458a; --series-5: #3d6f9c; --series-6: #6b6f2a;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {

@@ -49,7 +49,7 @@ TEMPLATE = """<!doctype html>
       <dd>
         <div class="figure">{{ dec(final.overall.get(headline))
           if final else "–" }}</div>
-        <div class="quiet">{% if final %}held-out patients, after round {{ final.round }}
+        <div class="quiet">{% if final %}weighted by held-out patients; after round {{ final.round }}
           {%- if untrained is not none %}; untrained {{ dec(untrained) }}{% endif %}
           {%- else %}not evaluated yet{% endif %}</div>
       </dd>
@@ -96,7 +96,7 @@ TEMPLATE = """<!doctype html>
 {% if final %}
 <p>The model after round {{ final.round }}, on patients that were never trained on, at each hospital
 on its own. A mean can hide a hospital that is served badly: the worst value of each column is
-marked.</p>
+marked. The mean is weighted by the hospitals' held-out patients.</p>
 <div class="scroll whole pin" tabindex="0" role="region" aria-label="Quality by hospital">
 <table>
 <thead><tr><th scope="col">Hospital</th>
@@ -198,7 +198,7 @@ asked and left, and why:</p>
 {% endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="Rounds">
 <table><thead><tr><th scope="col" class="n">Round</th><th scope="col">Started (UTC)</th>
-  <th scope="col" class="n">Time</th><th scope="col" class="n">Slowest</th>
+  <th scope="col" class="n">Time</th><th scope="col" class="n">Slowest training</th>
   <th scope="col" class="n">Sent</th><th scope="col" class="n">Back</th>
   <th scope="col" class="n">Step norm</th><th scope="col" class="n">Took part</th>
   <th scope="col">Left, and why</th></tr></thead><tbody>
@@ -228,7 +228,7 @@ asked and left, and why:</p>
 <table><thead><tr><th scope="col" class="n">Round</th><th scope="col">Hospital</th>
   <th scope="col">Status</th><th scope="col" class="n">Patients</th>
   <th scope="col" class="n">Images</th><th scope="col" class="n">Training loss</th>
-  <th scope="col" class="n">Own work</th><th scope="col" class="n">Received</th>
+  <th scope="col" class="n">Training time</th><th scope="col" class="n">Received</th>
   <th scope="col" class="n">Sent</th><th scope="col" class="n">Update (norm)</th>
   </tr></thead><tbody>
 {% for r in listed %}{% for a in r.answers %}

@@ -131,6 +131,8 @@ METRICS = {
 }
 
 
+SMALLER_IS_BETTER = frozenset({"brier", "ece", "hausdorff95", "surface_distance", "loss"})
+
 NOTHING = "–"
 
 
@@ -163,8 +165,20 @@ def metric_label(metric: str) -> str:
 
 
 def metric_meaning(metric: str) -> str | None:
+    stem = _stem(metric)
+    return METRICS[stem][1] if stem is not None else None
+
+
+def larger_is_better(metric: str) -> bool | None:
+    """The direction of a metric; None if its name is not known here."""
+    stem = _stem(metric)
+    return stem not in SMALLER_IS_BETTER if stem is not None else None
+
+
+def _stem(metric: str) -> str | None:
+    """The known name that a metric is, or begins with before a class's name."""
     stem = metric if metric in METRICS else metric.partition("_")[0]
-    return METRICS[stem][1] if stem in METRICS else None
+    return stem if stem in METRICS else None
 
 
 def decimal(value: float | None, digits: int = 3) -> str:

@@ -88,5 +88,7 @@ def test_a_site_refuses_what_it_does_not_know() -> None:
         "hospital": "north", "kit": "k", "state": "s",
         "data": {"root": "r", "layout": "dicom"}, "policy": {"least_patient": 3},
     }  # fmt: skip
-    with pytest.raises(ConfigError, match=r"site.yaml: unknown key 'policy.least_patient'.*'least_patients'"):
+    with pytest.raises(
+        ConfigError, match=r"site.yaml: unknown key 'policy.least_patient'.*'least_patients'"
+    ):
         parse(Site, site, where="site.yaml")

@@ -15,6 +15,7 @@ from federation.wire import Answer, Evaluated, Reason, Request, Shape, Trained, 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7, dtype=np.int64)}
 REQUEST = Request("run", 3, evaluate=True, train=True)
 METRICS = frozenset({"dice", "loss"})
+NUMBERS = {"examples": 1, "patients": 1, "loss": 0.0, "seconds": 0.0}
 
 
 def answer(**changes: object) -> Answer:
@@ -74,7 +75,9 @@ def test_a_wrong_update_has_a_reason(update: wire.Arrays, reason: Reason) -> Non
     assert refused.value.reason is reason
 
 
-@pytest.mark.parametrize("blob", [b"", b"\x80\x04K\x01.", b"\xff" * 64, b"\x10" + b"\0" * 7 + b"{}"])
+@pytest.mark.parametrize(
+    "blob", [b"", b"\x80\x04K\x01.", b"\xff" * 64, b"\x10" + b"\0" * 7 + b"{}"]
+)
 def test_bytes_that_are_no_safetensors_are_malformed(blob: bytes) -> None:
     array = Array(dtype="uint8", shape=(len(blob),), stype="consilium.safetensors", data=blob)
     with pytest.raises(WireError) as refused:
@@ -95,8 +98,8 @@ def test_an_answer_to_another_round_is_not_one() -> None:
         ("metrics", MetricRecord({"dice": float("nan")}), Reason.NOT_FINITE),
         ("metrics", MetricRecord({"dice": [1.0]}), Reason.MALFORMED),
         ("evaluated", MetricRecord({"examples": 0, "patients": 1}), Reason.MALFORMED),
-        ("trained", MetricRecord({"examples": -1, "patients": 1, "loss": 0.0, "seconds": 0.0}), Reason.MALFORMED),
-        ("trained", MetricRecord({"examples": 1.5, "patients": 1, "loss": 0.0, "seconds": 0.0}), Reason.MALFORMED),
+        ("trained", MetricRecord({**NUMBERS, "examples": -1}), Reason.MALFORMED),
+        ("trained", MetricRecord({**NUMBERS, "examples": 1.5}), Reason.MALFORMED),
         ("note", ConfigRecord({"name": "Mr Smith"}), Reason.MALFORMED),
         ("answer", ConfigRecord({"round": 3, "refused": "because of Mr Smith"}), Reason.MALFORMED),
         ("answer", ConfigRecord({"round": "3", "refused": ""}), Reason.MALFORMED),

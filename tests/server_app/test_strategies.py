@@ -44,7 +44,9 @@ def test_fedavgm() -> None:
     assert two_steps(rule("fedavgm")) == pytest.approx((1.5, 1.7))
 
 
-def adaptive(second_moment: list[float], rate: float = 0.1, tau: float = 0.01) -> tuple[float, float]:
+def adaptive(
+    second_moment: list[float], rate: float = 0.1, tau: float = 0.01
+) -> tuple[float, float]:
     m1 = 0.1 * FIRST
     m2 = 0.9 * m1 + 0.1 * SECOND
     w1 = W + rate * m1 / (math.sqrt(second_moment[0]) + tau)

@@ -1,7 +1,7 @@
 """Phantoms: images of no patient, for demonstrations, tests and the first look at an installation.
 
-One file a task, of the task's name, with `write_phantom`. Hospitals (`site`) differ as real ones do:
-scanner, contrast, noise, positioning, ages and how frequent a finding is. The same arguments give
+One file a task, of the task's name, with `write_phantom`. Hospitals (`site`) differ as real ones
+do: scanner, contrast, noise, positioning, ages and how frequent a finding is. The same arguments give
 the same bytes, and the first patients stay the same when more are asked for.
 """
 

@@ -147,7 +147,9 @@ def render(rng: np.random.Generator, subject: Subject, *, edge: int, supine: boo
         for side in (-1, 1):
             breast = _soft_ellipse(x - 0.45 * side, y - 0.35, size * 1.1, size, 2, 0.15)
             picture = picture + 0.07 * breast
-    return np.clip(picture + _opacities(rng, subject, x, y) * lungs, 0, 1).astype(np.float32)
+    picture = picture + _opacities(rng, subject, x, y) * lungs
+    brightness: Image = np.clip(picture, 0, 1).astype(np.float32)
+    return brightness
 
 
 def _opacities(rng: np.random.Generator, subject: Subject, x: Image, y: Image) -> Image:
@@ -172,8 +174,8 @@ def expose(rng: np.random.Generator, picture: Image, place: Hospital) -> Image:
     # Less light passes dense tissue, so there is more noise in it.
     noise = rng.standard_normal(picture.shape, dtype=np.float32) * (0.6 + 0.8 * picture)
     exposure = rng.uniform(0.85, 1.1)
-    curve = np.clip(seen * exposure + place.noise * noise, 0, 1) ** place.gamma
-    return curve.astype(np.float32)
+    curve: Image = np.clip(seen * exposure + place.noise * noise, 0, 1) ** place.gamma
+    return curve
 
 
 def write_phantom(

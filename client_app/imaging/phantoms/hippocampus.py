@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -37,7 +38,7 @@ class Hospital:
 
     manufacturer: str
     scale: float
-    dtype: type[np.uint8] | type[np.int16] | type[np.float32]
+    dtype: Literal["uint8", "int16", "float32"]
     blur: float
     noise: float
     contrast: float
@@ -46,10 +47,10 @@ class Hospital:
 
 
 _HOSPITALS = (
-    Hospital("SIEMENS", 220.0, np.uint8, 0.6, 0.04, 1.0, 0.10, 45),
-    Hospital("Philips Medical Systems", 2600.0, np.int16, 0.7, 0.05, 0.9, 0.20, 60),
-    Hospital("GE MEDICAL SYSTEMS", 9.0e5, np.float32, 0.5, 0.06, 1.1, 0.15, 35),
-    Hospital("Canon Medical Systems", 900.0, np.int16, 0.8, 0.05, 0.8, 0.25, 68),
+    Hospital("SIEMENS", 220.0, "uint8", 0.6, 0.04, 1.0, 0.10, 45),
+    Hospital("Philips Medical Systems", 2600.0, "int16", 0.7, 0.05, 0.9, 0.20, 60),
+    Hospital("GE MEDICAL SYSTEMS", 9.0e5, "float32", 0.5, 0.06, 1.1, 0.15, 35),
+    Hospital("Canon Medical Systems", 900.0, "int16", 0.8, 0.05, 0.8, 0.25, 68),
 )
 _SHAPE = (32, 40, 32)
 
@@ -112,8 +113,8 @@ def expose(rng: np.random.Generator, tissue: Volume, place: Hospital) -> Volume:
     seen = seen * (1 + place.bias * coil / np.abs(coil).max())
     # The magnitude of a signal with noise in both channels (Rice).
     noise = rng.normal(0, place.noise, size=(2, *tissue.shape))
-    magnitude = np.hypot(seen + noise[0], noise[1]) * place.scale * rng.uniform(0.85, 1.1)
-    return magnitude.astype(np.float32)
+    magnitude: Volume = np.hypot(seen + noise[0], noise[1]).astype(np.float32)
+    return magnitude * np.float32(place.scale * rng.uniform(0.85, 1.1))
 
 
 def write_phantom(out: Path, *, patients: int, site: int, seed: int) -> Data:
@@ -149,7 +150,7 @@ def _write_volume(
     width, depth, height = (int(n + rng.integers(-2, 3)) for n in _SHAPE)
     tissue, mask = render(rng, (width, depth, height), size=size)
     voxels = expose(rng, tissue, place)
-    if place.dtype is not np.float32:
+    if place.dtype != "float32":
         voxels = np.clip(voxels, 0, np.iinfo(place.dtype).max).round()
     affine = np.eye(4)  # 1 mm, RAS+
     affine[:3, 3] = rng.uniform(-40, 40, size=3).round(1)

@@ -81,4 +81,3 @@ def task(
         headline="none",
         patch=(8, 8),
     )
-

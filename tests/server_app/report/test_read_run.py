@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from server_app.report.read import Run, RunFolderError, Worst, read_run
-
-Line = dict[str, Any]
-MakeRun = Callable[..., list[Line]]
+from tests.server_app.report.synthetic_run import Line, write_run
 
 
-def test_every_number_is_read_as_written(tmp_path: Path, make_run: MakeRun) -> None:
-    lines = make_run(tmp_path, rounds=5)
+def test_every_number_is_read_as_written(tmp_path: Path) -> None:
+    lines = write_run(tmp_path, rounds=5)
     run = read_run(tmp_path)
     for line in lines:
         if line["kind"] == "evaluation":

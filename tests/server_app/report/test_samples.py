@@ -15,15 +15,18 @@ import pytest
 import safetensors.torch
 import torch
 from matplotlib.image import imread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from torch import Tensor, nn
 
 from federation import models, tasks
-from federation.schema import Closed
+from federation.schema import Closed, ConfigError
 from federation.tasks import Case, Task
 from server_app.report import write_report
 from server_app.report.pictures import Sample, description, picture
 from server_app.report.read import RunFolderError
-from server_app.report.samples import predict_samples
+from server_app.report.samples import find_cases, predict_samples
+from tests.server_app.report.synthetic_run import experiment, write_run
 
 
 class NoOptions(Closed):
@@ -185,17 +188,13 @@ def test_a_run_without_a_model_is_refused(run_folder: Path) -> None:
         predict_samples(run_folder, [])
 
 
-def test_the_real_task_and_model_are_pictured(tmp_path: Path) -> None:
-    data = Path(__file__).resolve().parents[4] / "shared" / "data" / "hippocampus"
-    images = sorted((data / "images").glob("*.nii.gz"))[:2]
-    if not images:
-        pytest.skip("shared/data/hippocampus is absent: real volumes are not pictured")
+def test_the_real_task_and_model_are_pictured(tmp_path: Path, shared_data: Path) -> None:
     ran = experiment(1, task={"name": "hippocampus"}, model={"name": "unet"})
     write_run(tmp_path, rounds=1, ran=ran)
     network = models.build(ran.model, tasks.build(ran.task), seed=3)
     safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
-    cases = [Case("p-secret", image, data / "labels" / image.name) for image in images]
-    shown = predict_samples(tmp_path, cases)
+    cases = find_cases(tmp_path, shared_data / "hippocampus")
+    shown = predict_samples(tmp_path, cases[:2])
     assert len(shown) == 2
     for sample in shown:
         assert sample.truth is not None
@@ -205,8 +204,48 @@ def test_the_real_task_and_model_are_pictured(tmp_path: Path) -> None:
         assert np.isfinite(sample.image).all()
     page = write_report(tmp_path, samples=shown).read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4  # with and without outlines
-    assert images[0].name.partition(".")[0] not in page
-    assert "p-secret" not in page
+    assert cases[0].image.name.partition(".")[0] not in page
+
+
+def dicom(path: Path, patient: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
+    dataset.PatientID = patient
+    dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "MONOCHROME2", 1
+    dataset.Rows, dataset.Columns = 40, 50
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = np.arange(2000).astype(np.uint8).tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def test_radiographs_are_found_by_patient_and_pictured(tmp_path: Path) -> None:
+    ran = experiment(1, model={"name": "resnet"})
+    write_run(tmp_path / "run", rounds=1, ran=ran)
+    network = models.build(ran.model, tasks.build(ran.task), seed=3)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "run" / "model.safetensors")
+    data = tmp_path / "phantoms"
+    for patient, image in (("smith", "1"), ("smith", "2"), ("jones", "1"), ("nobody", "1")):
+        dicom(data / "images" / patient / f"IM{image}.dcm", patient)
+    (data / "images" / "notes.txt").write_text("no image")
+    (data / "labels.csv").write_text("patient,label\nsmith,1\njones,Normal\nnobody,perhaps\n")
+    cases = find_cases(tmp_path / "run", data)
+    assert [(case.image.parent.name, case.label) for case in cases] == [("jones", 0), ("smith", 1)]
+    shown = predict_samples(tmp_path / "run", cases)
+    assert [sample.truth_name for sample in shown] == ["normal", "pneumonia"]
+    assert all(sum(sample.scores.values()) == pytest.approx(1) for sample in shown)
+    assert all("smith" not in description(sample) for sample in shown)
+
+
+@pytest.mark.parametrize("task", ["chest_xray", "hippocampus"])
+def test_a_folder_without_cases_is_refused(tmp_path: Path, task: str) -> None:
+    write_run(tmp_path / "run", rounds=1, ran=experiment(1, task={"name": task}))
+    with pytest.raises(ConfigError, match=f"no case for task {task}"):
+        find_cases(tmp_path / "run", tmp_path)
 
 
 def test_the_png_is_the_image() -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from federation.wire import Reason
 from server_app.report import Sample, wording, write_report
+from server_app.report.style import CSS
+from tests.server_app.report.synthetic_run import write_run
 
-Line = dict[str, Any]
-MakeRun = Callable[..., list[Line]]
 HOSTILE = '<script>alert("1")</script>'
 
 
@@ -71,8 +69,8 @@ def write(folder: Path, *, pictures: bool = True) -> tuple[str, Page]:
     return html, Page(html)
 
 
-def test_every_metric_of_every_round_is_shown_as_given(tmp_path: Path, make_run: MakeRun) -> None:
-    lines = make_run(tmp_path, rounds=6)
+def test_every_metric_of_every_round_is_shown_as_given(tmp_path: Path) -> None:
+    lines = write_run(tmp_path, rounds=6)
     _, page = write(tmp_path)
     numbers = set(page.numbers())
     for line in lines:
@@ -110,10 +108,10 @@ def test_nothing_points_to_the_network_and_nothing_runs(run_folder: Path) -> Non
     assert not re.search(r"https?:|@import|url\((?!#)", html)
 
 
-def test_hostile_names_are_text(tmp_path: Path, make_run: MakeRun) -> None:
+def test_hostile_names_are_text(tmp_path: Path) -> None:
     hostile = {HOSTILE: 0.9, '"><img src=x onerror=alert(1)>': 0.8, "$x_{1}$ & #0a0b01": 0.7}
     left = {1: {HOSTILE: "<b>unheard of</b>"}}
-    make_run(tmp_path, rounds=2, hospitals=hostile, name=HOSTILE, left=left, state='"><script>')
+    write_run(tmp_path, rounds=2, hospitals=hostile, name=HOSTILE, left=left, state='"><script>')
     status = json.loads((tmp_path / "status.json").read_text())
     (tmp_path / "status.json").write_text(json.dumps(status | {"message": HOSTILE}))
     caption = Sample(HOSTILE, np.ones((4, 4)), scores={HOSTILE: 1.0}, truth_name=HOSTILE)
@@ -152,9 +150,9 @@ def test_every_reason_there_is_has_words(reason: str) -> None:
     assert wording.reason_sentence(reason).endswith(".")
 
 
-def test_who_left_and_why_is_explained(tmp_path: Path, make_run: MakeRun) -> None:
+def test_who_left_and_why_is_explained(tmp_path: Path) -> None:
     left = {2: {"west": "out_of_memory"}, 4: {"west": "out_of_memory", "east": "brand_new"}}
-    make_run(tmp_path, rounds=5, left=left)
+    write_run(tmp_path, rounds=5, left=left)
     _, page = write(tmp_path)
     text = " ".join(page.text.split())
     assert wording.REASONS["out_of_memory"][1] in text
@@ -171,10 +169,8 @@ def test_the_page_says_what_is_not_protected(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", range(8))
-def test_a_run_that_still_goes_on_can_be_looked_at(
-    tmp_path: Path, make_run: MakeRun, lines: int
-) -> None:
-    make_run(tmp_path, rounds=5, state="running")
+def test_a_run_that_still_goes_on_can_be_looked_at(tmp_path: Path, lines: int) -> None:
+    write_run(tmp_path, rounds=5, state="running")
     file = tmp_path / "metrics.jsonl"
     kept = file.read_text().splitlines(keepends=True)
     file.write_text("".join(kept[:lines]) + kept[lines][:30])
@@ -203,9 +199,9 @@ def test_lines_with_next_to_nothing_in_them_leave_a_page(tmp_path: Path) -> None
     assert "0.500" in page.text
 
 
-def test_many_hospitals_and_rounds_are_drawn(tmp_path: Path, make_run: MakeRun) -> None:
+def test_many_hospitals_and_rounds_are_drawn(tmp_path: Path) -> None:
     many = {f"hospital-number-{i:02d}": 0.7 + 0.01 * i for i in range(20)}
-    make_run(tmp_path, rounds=120, hospitals=many, left={5: {"hospital-number-03": "late"}})
+    write_run(tmp_path, rounds=120, hospitals=many, left={5: {"hospital-number-03": "late"}})
     _, page = write(tmp_path, pictures=False)
     assert "The last 100 rounds; all of them are in metrics.jsonl." in page.text
     assert "hospital-number-19" in page.text
@@ -238,3 +234,22 @@ def test_an_experiment_that_does_not_match_is_called_out(run_folder: Path) -> No
     file.write_text(file.read_text().replace('"seed":7', '"seed":8'))
     _, page = write(run_folder)
     assert "experiment.json is not the experiment that ran" in page.text
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_told_from_its_ground(scheme: str) -> None:
+    blocks = re.findall(r":root \{(.*?)\}", CSS, flags=re.DOTALL)
+    colours = dict(re.findall(r"--([a-z0-9-]+): (#\w{6})", blocks[("light", "dark").index(scheme)]))
+    pairs = [(name, ground) for name in colours for ground in ("card", "page")]
+    pairs = [p for p in pairs if p[0].startswith("series") or p[0] in ("ink", "muted", "accent")]
+    pairs += [(name, f"{name}-tint") for name in ("worst", "good", "wait")] + [("accent", "tint")]
+    for text, ground in pairs:
+        dark, light = sorted((luminance(colours[text]), luminance(colours[ground])))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

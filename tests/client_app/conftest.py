@@ -1,0 +1,42 @@
+"""A hospital with phantom images, as its ClientApp sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client_app.imaging import phantoms
+from federation.schema import Site, parse
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    phantoms.write("chest_xray", folder / "data", patients=16, site=0, seed=1)
+    return folder / "data"
+
+
+@pytest.fixture
+def site(phantom_folder: Path, tmp_path: Path) -> Site:
+    # a fixed key, so that the same patients are held out in every run of the tests
+    key = tmp_path / "state" / "pseudonym.key"
+    key.parent.mkdir()
+    key.touch(mode=0o600)
+    key.write_bytes(bytes(range(32)))
+    return parse(
+        Site,
+        {
+            "hospital": "north",
+            "kit": tmp_path / "kit",
+            "state": tmp_path / "state",
+            "device": "cpu",
+            "threads": 1,
+            "data": {
+                "root": phantom_folder / "images",
+                "layout": "dicom",
+                "labels": phantom_folder / "labels.csv",
+            },
+            "policy": {"least_patients": 3},
+        },
+    )
