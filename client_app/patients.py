@@ -53,7 +53,13 @@ def load_patients(
             names them, so it stays at the hospital.
     """
     task = tasks.build(component)
-    key = load_key(site.state / "pseudonym.key")
+    key_file = site.state / "pseudonym.key"
+    if not key_file.exists() and (site.state / "index.sqlite").exists():
+        raise ConfigError(
+            f"{key_file} is gone, but the index made with it is there: restore the key from a backup. "
+            "A new key would hold out other patients; to accept that, delete index.sqlite too"
+        )
+    key = load_key(key_file)
     cohort = build_cohort(site.data, task, state=site.state, key=key, held_out=held_out)
     fingerprint = json.dumps(component.model_dump(mode="json"), sort_keys=True)
     folder = site.state / "cache" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]

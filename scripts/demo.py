@@ -105,7 +105,7 @@ def _hospital(state: Path, home: Home, name: str, number: int, patients: int) ->
 
 def _samples(state: Path) -> None:
     _command(
-        "hospital", "phantom", "--task", "chest_xray", "--patients", "6",
+        "hospital", "phantom", "--task", "chest_xray", "--patients", "30",
         "--seed", str(SAMPLES_SEED), "--out", str(state / "samples"), quiet=True,
     )  # fmt: skip
 

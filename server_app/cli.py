@@ -82,6 +82,7 @@ def run(
     own, hydra = _split(overrides or [])
     place = Home(home)
     with Control(place) as control:
+        control.check()
         if "resume" in own:
             if hydra:
                 raise ConfigError(
@@ -105,7 +106,7 @@ def run(
                 ) from None
     status = folder.status()
     path = _report(folder.path)
-    console.print(f"results: {folder.path}   report: {path}")
+    console.print(f"results  {folder.path}\nreport   {path}", soft_wrap=True, highlight=False)
     if ended.outcome != "completed" or status["state"] != "completed":
         why = status["message"] or ended.details or f"it was {ended.outcome}"
         raise ConfigError(f"run {folder.name} failed: {why}; resume={folder.name} goes on with it")

@@ -69,6 +69,10 @@ class Control:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
+    def check(self) -> None:
+        """Ask something, to know that the SuperLink answers."""
+        self._call("ListNodes", ListNodesRequest())
+
     def register(self, members: tuple[Member, ...]) -> None:
         """Let these hospitals' node keys in; those already known stay as they are."""
         known = set(self.hospitals(members))

@@ -85,7 +85,13 @@ class Home:
 
     def federation(self) -> Federation:
         """Raises ConfigError: not a provisioned folder."""
-        return read_federation(self.path / "federation.yaml")
+        file = self.path / "federation.yaml"
+        if not file.exists():
+            raise ConfigError(
+                f"{self.path} is not a coordinator's folder; make one with: "
+                f"coordinator provision FILE --home {self.path}, or name yours with --home"
+            )
+        return read_federation(file)
 
     def identity(self) -> Ed25519PrivateKey:
         key = load_pem_private_key((self.path / "identity.key").read_bytes(), password=None)
@@ -94,7 +100,8 @@ class Home:
         return key
 
     def roster(self) -> Roster:
-        """Raises ConfigError: no roster, or one that was changed."""
+        """Raises ConfigError: not a provisioned folder, or a roster that was changed."""
+        self.federation()
         return roster.read(self.path / "roster.json", self.identity().public_key())
 
 
@@ -103,9 +110,7 @@ def read_federation(path: Path) -> Federation:
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(
-            f"there is no {path}; make the folder with: coordinator provision FILE --home DIR"
-        ) from None
+        raise ConfigError(f"there is no {path}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
     return parse(Federation, content, where=path.name)

@@ -29,9 +29,11 @@ def start(home: Home, control: Control, experiment: Experiment, name: str) -> La
     """Start a new run.
 
     Raises:
-        ConfigError: there is such a run, or the experiment asks for hospitals nobody knows.
+        ConfigError: there is such a run, the experiment asks for hospitals nobody knows, or the
+            SuperLink does not answer. Nothing is left behind then.
     """
     _check_hospitals(home, experiment)
+    control.check()
     code = bundle.build()
     record = {
         "run": name,

@@ -17,10 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from federation.schema import ConfigError
+
 FILES = ("run.json", "experiment.json", "status.json", "metrics.jsonl")
 
 
-class RunFolderError(ValueError):
+class RunFolderError(ConfigError):
     """A folder that no report can be made of; the text says why and what to do."""
 
 
@@ -138,7 +140,7 @@ class Run:
     updated: datetime | None = None
     user: str | None = None
     federation: str | None = None
-    flower_runs: tuple[int, ...] = ()
+    flower_runs: tuple[str, ...] = ()
     task_metrics: tuple[str, ...] = ()
     task_headline: str | None = None
     classes: tuple[str, ...] = ()
@@ -238,9 +240,7 @@ def read_run(folder: Path) -> Run:
         updated=_time(status.get("updated")),
         user=_text(recorded.get("user")),
         federation=_text(recorded.get("federation")),
-        flower_runs=tuple(
-            number for v in _list(recorded.get("flower_runs")) if (number := _whole(v)) is not None
-        ),
+        flower_runs=tuple(map(str, _list(recorded.get("flower_runs")))),
         task_metrics=_texts(task.get("metrics")),
         task_headline=_text(task.get("headline")),
         classes=_texts(task.get("classes")),

@@ -137,7 +137,7 @@ def write_run(
         "started": START.isoformat(),
         "user": "coordinator",
         "federation": "lung-alliance",
-        "flower_runs": [1834123],
+        "flower_runs": ["9834123450123450123"],
         "task": {"metrics": METRICS, "headline": "auroc", "classes": ["normal", "pneumonia"]},
     }
     status = {
