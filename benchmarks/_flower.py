@@ -32,8 +32,6 @@ dependencies = []
 
 [tool.flwr.app]
 publisher = "bench"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
 
 [tool.flwr.app.components]
 serverapp = "stock.server:app"
