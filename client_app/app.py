@@ -83,7 +83,7 @@ def _work(
     require_patients(site.policy, patients.cohort.training_patients)
     network = models.build(experiment.model, task, seed=experiment.seed)
     shape = Shape.of(_arrays(network))
-    received = wire.unpack(records.array_records["model"], shape)
+    received = wire.unpack(wire.blob(records), shape)
     network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in received.items()})
     device = pick_device(site.device)
     network.to(device)

@@ -66,19 +66,16 @@ class Outbox:
         return records
 
     def _write(self, request: Request | None, records: RecordDict, refused: Reason | None) -> None:
-        blobs = {
-            name: hashlib.sha256(array.data).hexdigest()
-            for name, arrays in records.array_records.items()
-            for array in arrays.values()
-        }
+        pieces = wire.blob(records)
+        numbers = {k: v for k, v in records.config_records["head"].items() if k != "blob"}
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": request.run if request else None,
             "round": request.round if request else None,
             "refused": refused.value if refused else None,
             "bytes": wire.size(records),
-            "sha256": blobs,
-            "numbers": {name: dict(r) for name, r in records.metric_records.items()},
+            "sha256": hashlib.sha256(b"".join(pieces)).hexdigest() if pieces else None,
+            "numbers": numbers,
         }
         with self.journal.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -53,7 +53,8 @@ def _supernode(site: Site, kit: Kit, runtime: str, secret: Path) -> Child:
 
 def _superexec(site: Site, site_file: Path, runtime: str, secret: Path) -> Child:
     command = [
-        sys.executable, "-m", "client_app.superexec",
+        # not -m: then each process that it forks would import the module again as its __main__
+        sys.executable, "-c", "from client_app.superexec import main; main()",
         "--runtime-api-address", runtime,
         "--insecure",
         "--superexec-auth-secret-file", str(secret),

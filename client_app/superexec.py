@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec as flower_superexec_loop
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
+from client_app import task_process
 from federation.pace import Pace
 
-_OURS = ("client_app", "federation", "server_app")
+_LONGEST_WAIT = 0.25  # seconds that a look for the next task may be put off by a working ClientApp
 
 
 class WarmExecutor:
@@ -30,10 +31,10 @@ class WarmExecutor:
 
     def __init__(self) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["client_app.warm"])
+        self._context.set_forkserver_preload(["client_app.warm", "client_app.task_process"])
         self._processes: list[ForkServerProcess] = []
         self._pace = Pace(shortest=0.0, longest=1.0)
-        self._start(_nothing)
+        self._start(task_process.nothing)  # starting it starts the server, which does the imports
 
     def get_eligible_capacity(
         self,
@@ -53,7 +54,7 @@ class WarmExecutor:
             Path(spec.root_certificates_path).read_bytes() if spec.root_certificates_path else None
         )
         self._start(
-            run_client_app,
+            task_process.run_client_app,
             spec.runtime_api_address,
             spec.token,
             spec.insecure,
@@ -63,8 +64,12 @@ class WarmExecutor:
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Collect the processes that have ended; Flower calls this before each look for a task."""
+        """Collect the processes that have ended; Flower calls this before each look for a task.
+
+        There is no other task while a ClientApp works, so its end is waited for.
+        """
         if self._processes:
+            wait([process.sentinel for process in self._processes], timeout=_LONGEST_WAIT)
             self._pace.news()
         else:
             time.sleep(self._pace.pause())
@@ -78,28 +83,6 @@ class WarmExecutor:
         process = self._context.Process(target=target, args=arguments, daemon=False)  # type: ignore[arg-type]
         process.start()
         self._processes.append(process)
-
-
-def run_client_app(
-    address: str, token: str, insecure: bool, certificates: bytes | None, parent: int
-) -> None:
-    """One ClientApp task, in a process of its own; Flower's own runner."""
-    from flwr.supernode.runtime.run_clientapp import run_clientapp
-
-    # The bundle brings our packages; those that this process was forked with must not shadow them.
-    for name in [name for name in sys.modules if name.partition(".")[0] in _OURS]:
-        del sys.modules[name]
-    run_clientapp(
-        runtime_api_address=address,
-        token=token,
-        insecure=insecure,
-        certificates=certificates,
-        parent_pid=parent,
-    )
-
-
-def _nothing() -> None:
-    """The first fork: starting it starts the server, which does the imports."""
 
 
 def main() -> None:

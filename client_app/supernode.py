@@ -15,7 +15,7 @@ from types import ModuleType
 from flwr.supernode import start_client_internal as flower_loop
 from flwr.supernode.cli import flower_supernode
 
-from federation.pace import Pace
+from federation.pace import Pace, hurry_flower
 
 _WORKING = 0.5  # Flower's sleep while the ClientApp works; the other is for when there is nothing
 _WORKING_PAUSE = 0.02
@@ -41,6 +41,7 @@ def main() -> None:
     if not isinstance(flower_loop.time, ModuleType):
         raise RuntimeError("flwr changed: its SuperNode loop has no module `time` to pace any more")
     flower_loop.time = Clock()
+    hurry_flower()
     flower_supernode()
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
+
+from flwr.supercore.inflatable import inflatable_utils
+
+_FIRST_RETRY, _LONGEST_RETRY = 0.02, 0.2  # seconds
 
 
 class Pace:
@@ -24,3 +30,29 @@ class Pace:
         """Seconds until the next look."""
         waited = time.monotonic() - self._last
         return min(max(waited / 10, self._shortest), self._longest)
+
+
+def hurry_flower() -> None:
+    """Let this process ask again soon for a part of a message that is still being uploaded.
+
+    Flower announces a message before its parts are there, and a reader that comes too early waits a
+    second or more before it asks again (flwr 1.41, `inflatable_utils.py`; no setting). An upload
+    still has the two hours that Flower gives it.
+
+    Raises:
+        RuntimeError: flwr changed, and this no longer does what it says.
+    """
+    functions: list[Callable[..., Any]] = [
+        inflatable_utils.pull_objects,
+        inflatable_utils.pull_and_inflate_object_from_tree,
+    ]
+    faster = {
+        "initial_backoff": _FIRST_RETRY,
+        "backoff_cap": _LONGEST_RETRY,
+        "max_tries_per_object": None,
+    }
+    for function in functions:
+        defaults = function.__kwdefaults__ or {}
+        if not faster.keys() <= defaults.keys():
+            raise RuntimeError(f"flwr changed: {function.__name__} has other retries; see pace.py")
+        defaults.update(faster)

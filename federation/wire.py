@@ -1,26 +1,28 @@
 """What travels between coordinator and hospital, one dataclass each, to and from Flower's records.
 
-A model or an update is one safetensors blob inside one Flower array: one object on the wire whatever
-the number of tensors, names and shapes inside it, nothing to unpickle. Whoever reads one says first
-what it must hold; a blob that holds anything else is refused before it is used.
+A message is one Flower record with a few fields and a safetensors blob, whatever the number of tensors,
+since each record is an object of its own to Flower and costs a request at every hop; a large blob goes
+on in further records. There is nothing to unpickle. Whoever reads one says first what it must hold; a
+message that holds anything else is refused before it is used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
+Packed = tuple[bytes, ...]
 
-_BLOB = "consilium.safetensors"
+_PIECE = 4 << 20  # bytes of a blob in one record: each is held in memory whole at every hop
 _HEADER_ALLOWANCE = 1 << 20  # bytes of names and shapes that a safetensors header may take
 
 
@@ -139,65 +141,86 @@ class Shape:
                 raise WireError(Reason.NOT_FINITE)
 
 
-def pack(arrays: Arrays) -> ArrayRecord:
-    """Arrays as one record that holds one blob. Raises ValueError for dtypes safetensors lacks."""
+def pack(arrays: Arrays) -> Packed:
+    """Arrays as the pieces of one safetensors blob. Raises ValueError for dtypes it lacks."""
     # not np.ascontiguousarray, which gives counters without axes an axis
     ordered = {name: np.require(arrays[name], requirements="C") for name in sorted(arrays)}
     blob = safetensors.numpy.save(ordered)
-    return ArrayRecord({"blob": Array(dtype="uint8", shape=(len(blob),), stype=_BLOB, data=blob)})
+    return tuple(blob[start : start + _PIECE] for start in range(0, len(blob), _PIECE))
 
 
-def unpack(record: ArrayRecord, expected: Shape) -> Arrays:
-    """The arrays of a record made by `pack`.
+def unpack(pieces: Packed, expected: Shape) -> Arrays:
+    """The arrays of a blob made by `pack`.
 
     Raises:
-        WireError: the record is not such a blob, is larger than `expected` allows, or holds
-            something else than `expected`.
+        WireError: no such blob, one larger than `expected` allows, or one that holds something else.
     """
-    if set(record) != {"blob"} or record["blob"].stype != _BLOB:
-        raise WireError(Reason.MALFORMED)
-    blob = record["blob"].data
-    if len(blob) > expected.largest_blob():
+    if sum(map(len, pieces)) > expected.largest_blob():
         raise WireError(Reason.TOO_LARGE)
     try:
-        arrays: Arrays = safetensors.numpy.load(blob)
+        arrays: Arrays = safetensors.numpy.load(b"".join(pieces))
     except Exception as error:
         raise WireError(Reason.MALFORMED) from error
     expected.check(arrays)
     return arrays
 
 
-def size(record: RecordDict) -> int:
-    """Bytes of the blobs in a record; what is beside them is a few hundred bytes."""
+def blob(records: RecordDict) -> Packed:
+    """The pieces of the blob in a message, none if there is none.
+
+    Raises:
+        WireError: records that no message of ours has.
+    """
+    if "head" not in records or len(records) != len(records.config_records):
+        raise WireError(Reason.MALFORMED)
+    pieces = []
+    for number in range(len(records)):
+        name = _piece_name(number)
+        if name not in records:
+            raise WireError(Reason.MALFORMED)
+        fields = records.config_records[name]
+        if number > 0 and set(fields) != {"blob"}:
+            raise WireError(Reason.MALFORMED)
+        if "blob" in fields:
+            pieces.append(_typed(fields["blob"], bytes))
+    return tuple(pieces)
+
+
+def size(records: RecordDict) -> int:
+    """Bytes of the blob in a message; what is beside it is a few hundred bytes."""
     return sum(
-        len(array.data) for arrays in record.array_records.values() for array in arrays.values()
+        len(fields["blob"])
+        for fields in records.config_records.values()
+        if isinstance(fields.get("blob"), bytes)
     )
+
+
+def _message(fields: dict[str, Any], pieces: Packed) -> RecordDict:
+    records = RecordDict()
+    if pieces:
+        fields = fields | {"blob": pieces[0]}
+    records["head"] = ConfigRecord(fields)
+    for number, piece in enumerate(pieces[1:], start=1):
+        records[_piece_name(number)] = ConfigRecord({"blob": piece})
+    return records
+
+
+def _piece_name(number: int) -> str:
+    return f"blob-{number}" if number else "head"
 
 
 # --- the coordinator's request -------------------------------------------------------------------
 
 
-def request_to_records(request: Request, model: ArrayRecord) -> RecordDict:
+def request_to_records(request: Request, model: Packed) -> RecordDict:
     """A request; `model` is packed once and shared by all hospitals' messages."""
-    return RecordDict(
-        {
-            "model": model,
-            "request": ConfigRecord(
-                {
-                    "run": request.run,
-                    "round": request.round,
-                    "evaluate": request.evaluate,
-                    "train": request.train,
-                }
-            ),
-        }
-    )
+    return _message(asdict(request), model)
 
 
 def request_from_records(records: RecordDict) -> Request:
     """Raises WireError: not a request."""
     try:
-        fields = records.config_records["request"]
+        fields = records.config_records["head"]
         return Request(
             run=_typed(fields["run"], str),
             round=_typed(fields["round"], int),
@@ -210,33 +233,34 @@ def request_from_records(records: RecordDict) -> Request:
 
 # --- the hospital's answer -----------------------------------------------------------------------
 
+_TRAINED = {"examples", "patients", "loss", "seconds", "blob"}
+_EVALUATED = {"held_out_examples", "held_out_patients", "metrics", "values"}
+
 
 def answer_to_records(answer: Answer) -> RecordDict:
-    records = RecordDict(
-        {
-            "answer": ConfigRecord(
-                {"round": answer.round, "refused": answer.refused.value if answer.refused else ""}
-            )
-        }
-    )
+    fields: dict[str, Any] = {
+        "round": answer.round,
+        "refused": answer.refused.value if answer.refused else "",
+    }
+    pieces: Packed = ()
     if answer.trained is not None:
         trained = answer.trained
-        records["update"] = pack(trained.update)
-        records["trained"] = MetricRecord(
-            {
-                "examples": trained.examples,
-                "patients": trained.patients,
-                "loss": trained.loss,
-                "seconds": trained.seconds,
-            }
-        )
+        pieces = pack(trained.update)
+        fields |= {
+            "examples": trained.examples,
+            "patients": trained.patients,
+            "loss": trained.loss,
+            "seconds": trained.seconds,
+        }
     if answer.evaluated is not None:
         evaluated = answer.evaluated
-        records["evaluated"] = MetricRecord(
-            {"examples": evaluated.examples, "patients": evaluated.patients}
-        )
-        records["metrics"] = MetricRecord(dict(evaluated.metrics))
-    return records
+        fields |= {
+            "held_out_examples": evaluated.examples,
+            "held_out_patients": evaluated.patients,
+            "metrics": list(evaluated.metrics),
+            "values": list(evaluated.metrics.values()),
+        }
+    return _message(fields, pieces)
 
 
 def answer_from_records(
@@ -251,58 +275,46 @@ def answer_from_records(
     Raises:
         WireError: not an answer to this request, or values that cannot be used.
     """
-    try:
-        head = records.config_records["answer"]
-        round_, refused = _typed(head["round"], int), _typed(head["refused"], str)
-    except KeyError as error:
-        raise WireError(Reason.MALFORMED) from error
+    pieces = blob(records)
+    fields: dict[str, Any] = dict(records.config_records["head"])
+    present = set(fields) - {"round", "refused"}
+    if len(fields) != len(present) + 2:
+        raise WireError(Reason.MALFORMED)
+    round_, refused = _typed(fields["round"], int), _typed(fields["refused"], str)
     if refused:
-        if refused not in set(Reason):
+        if present or refused not in set(Reason):
             raise WireError(Reason.MALFORMED)
         return Answer(round=round_, refused=Reason(refused))
     if round_ != request.round:
         raise WireError(Reason.WRONG_ROUND)
-    present = set(records)
-    wanted = {"answer"}
-    wanted |= {"update", "trained"} if request.train else set()
-    wanted |= {"evaluated", "metrics"} if request.evaluate else set()
+    wanted = _TRAINED if request.train else set()
     # A hospital without held-out patients has nothing to evaluate on.
-    if present != wanted and present != wanted - {"evaluated", "metrics"}:
+    if present not in ([wanted, wanted | _EVALUATED] if request.evaluate else [wanted]):
         raise WireError(Reason.MALFORMED)
-    return Answer(
-        round=round_,
-        trained=_trained(records, expected) if request.train else None,
-        evaluated=_evaluated(records, metrics) if "evaluated" in present else None,
-    )
-
-
-def _trained(records: RecordDict, expected: Shape) -> Trained:
-    try:
-        update = records.array_records["update"]
-        numbers = records.metric_records["trained"]
-        return Trained(
-            update=unpack(update, expected),
-            examples=_count(numbers["examples"]),
-            patients=_count(numbers["patients"]),
-            loss=_finite(numbers["loss"]),
-            seconds=_finite(numbers["seconds"]),
+    trained = evaluated = None
+    if request.train:
+        trained = Trained(
+            update=unpack(pieces, expected),
+            examples=_count(fields["examples"]),
+            patients=_count(fields["patients"]),
+            loss=_finite(fields["loss"]),
+            seconds=_finite(fields["seconds"]),
         )
-    except KeyError as error:
-        raise WireError(Reason.MALFORMED) from error
-
-
-def _evaluated(records: RecordDict, known: frozenset[str]) -> Evaluated:
-    try:
-        numbers, metrics = records.metric_records["evaluated"], records.metric_records["metrics"]
-        if not set(metrics) <= known:
-            raise WireError(Reason.WRONG_NAMES)
-        return Evaluated(
-            metrics={name: _finite(value) for name, value in sorted(metrics.items())},
-            examples=_count(numbers["examples"]),
-            patients=_count(numbers["patients"]),
+    if present >= _EVALUATED:
+        evaluated = Evaluated(
+            metrics=_metrics(fields["metrics"], fields["values"], metrics),
+            examples=_count(fields["held_out_examples"]),
+            patients=_count(fields["held_out_patients"]),
         )
-    except KeyError as error:
-        raise WireError(Reason.MALFORMED) from error
+    return Answer(round=round_, trained=trained, evaluated=evaluated)
+
+
+def _metrics(names: object, values: object, known: frozenset[str]) -> dict[str, float]:
+    if not isinstance(names, list) or not isinstance(values, list) or len(names) != len(values):
+        raise WireError(Reason.MALFORMED)
+    if not set(names) <= known or len(set(names)) != len(names):
+        raise WireError(Reason.WRONG_NAMES)
+    return {name: _finite(value) for name, value in sorted(zip(names, values, strict=True))}
 
 
 def _typed(value: object, kind: type) -> Any:

@@ -11,6 +11,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from federation import models, tasks
+from federation.pace import hurry_flower
 from federation.schema import ConfigError, Experiment
 from federation.tasks import Task
 from federation.wire import Arrays
@@ -26,6 +27,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run configuration names, from its last committed round."""
+    hurry_flower()
     config = context.run_config
     home = Home(Path(os.environ[HOME_VARIABLE]))
     experiment = Experiment.from_canonical(

@@ -105,7 +105,7 @@ class _Conversation:
         self.exchange, self.request = exchange, request
         self.shape = Shape.of(model)
         self.packed = wire.pack(model)
-        self.model_bytes = len(self.packed["blob"].data)
+        self.model_bytes = sum(map(len, self.packed))
         self.outcomes = {name: Outcome(name) for name in sorted(hospitals)}
         self.unasked = set(hospitals)  # to be asked as soon as they are connected
         self.pending: dict[str, str] = {}  # message id → hospital

@@ -112,7 +112,7 @@ def adding(amount: float, examples: int = 1) -> Callable[[RecordDict], RecordDic
 
     def handler(records: RecordDict) -> RecordDict:
         request = wire.request_from_records(records)
-        model = wire.unpack(records.array_records["model"], Shape.of(START))
+        model = wire.unpack(wire.blob(records), Shape.of(START))
         update = {
             "w": (model["w"] / 10 + amount).astype(np.float32),
             "seen": np.array(examples, np.int64),

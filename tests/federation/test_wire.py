@@ -15,7 +15,6 @@ from federation.wire import Answer, Evaluated, Reason, Request, Shape, Trained, 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7, dtype=np.int64)}
 REQUEST = Request("run", 3, evaluate=True, train=True)
 METRICS = frozenset({"dice", "loss"})
-NUMBERS = {"examples": 1, "patients": 1, "loss": 0.0, "seconds": 0.0}
 
 
 def answer(**changes: object) -> Answer:
@@ -79,9 +78,20 @@ def test_a_wrong_update_has_a_reason(update: wire.Arrays, reason: Reason) -> Non
     "blob", [b"", b"\x80\x04K\x01.", b"\xff" * 64, b"\x10" + b"\0" * 7 + b"{}"]
 )
 def test_bytes_that_are_no_safetensors_are_malformed(blob: bytes) -> None:
-    array = Array(dtype="uint8", shape=(len(blob),), stype="consilium.safetensors", data=blob)
     with pytest.raises(WireError) as refused:
-        wire.unpack(ArrayRecord({"blob": array}), Shape.of(MODEL))
+        wire.unpack((blob,), Shape.of(MODEL))
+    assert refused.value.reason is Reason.MALFORMED
+
+
+def test_a_large_model_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_PIECE", 50)
+    records = wire.request_to_records(REQUEST, wire.pack(MODEL))
+    assert len(records) > 3
+    arrived = wire.unpack(wire.blob(records), Shape.of(MODEL))
+    assert all(arrived[name].tobytes() == a.tobytes() for name, a in MODEL.items())
+    del records["blob-1"]
+    with pytest.raises(WireError) as refused:
+        wire.blob(records)
     assert refused.value.reason is Reason.MALFORMED
 
 
@@ -92,27 +102,49 @@ def test_an_answer_to_another_round_is_not_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "content", "reason"),
+    ("field", "value", "reason"),
     [
-        ("metrics", MetricRecord({"secret": 1.0}), Reason.WRONG_NAMES),
-        ("metrics", MetricRecord({"dice": float("nan")}), Reason.NOT_FINITE),
-        ("metrics", MetricRecord({"dice": [1.0]}), Reason.MALFORMED),
-        ("evaluated", MetricRecord({"examples": 0, "patients": 1}), Reason.MALFORMED),
-        ("trained", MetricRecord({**NUMBERS, "examples": -1}), Reason.MALFORMED),
-        ("trained", MetricRecord({**NUMBERS, "examples": 1.5}), Reason.MALFORMED),
-        ("note", ConfigRecord({"name": "Mr Smith"}), Reason.MALFORMED),
-        ("answer", ConfigRecord({"round": 3, "refused": "because of Mr Smith"}), Reason.MALFORMED),
-        ("answer", ConfigRecord({"round": "3", "refused": ""}), Reason.MALFORMED),
+        ("metrics", ["secret"], Reason.WRONG_NAMES),
+        ("metrics", ["dice", "dice"], Reason.MALFORMED),
+        ("metrics", "dice", Reason.MALFORMED),
+        ("values", [float("nan")], Reason.NOT_FINITE),
+        ("values", ["0.5"], Reason.MALFORMED),
+        ("held_out_examples", 0, Reason.MALFORMED),
+        ("examples", -1, Reason.MALFORMED),
+        ("examples", 1.5, Reason.MALFORMED),
+        ("loss", float("inf"), Reason.NOT_FINITE),
+        ("loss", True, Reason.MALFORMED),
+        ("blob", "text", Reason.MALFORMED),
+        ("note", "Mr Smith", Reason.MALFORMED),
+        ("refused", "because of Mr Smith", Reason.MALFORMED),
+        ("round", "3", Reason.MALFORMED),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_belong_in_an_answer_is_refused(
-    record: str, content: ConfigRecord | MetricRecord, reason: Reason
+    field: str, value: object, reason: Reason
 ) -> None:
     records = wire.answer_to_records(answer())
-    records[record] = content
+    records["head"][field] = value
     with pytest.raises(WireError) as refused:
         read(records)
     assert refused.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"note": ConfigRecord({"name": "Mr Smith"})},
+        {"blob-1": ConfigRecord({"blob": b"", "name": "Mr Smith"})},
+        {"numbers": MetricRecord({"age": 73})},
+        {"arrays": ArrayRecord({"image": Array(np.zeros(3))})},
+    ],
+)
+def test_records_that_do_not_belong_in_an_answer_are_refused(extra: dict) -> None:
+    records = wire.answer_to_records(answer())
+    records.update(extra)
+    with pytest.raises(WireError) as refused:
+        read(records)
+    assert refused.value.reason is Reason.MALFORMED
 
 
 def test_a_refusal_needs_nothing_else() -> None:
