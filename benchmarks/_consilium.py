@@ -161,6 +161,7 @@ def _role(command: Sequence[str]) -> str | None:
     line = " ".join(command)
     for mark, role in (
         ("flower-superlink", "SuperLink"),
+        ("server_app.superlink", "SuperLink"),
         ("flwr-serverapp", "ServerApp"),
         ("flower-superexec", "SuperExec (coordinator)"),
         ("client_app.supernode", "SuperNode"),

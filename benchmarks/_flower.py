@@ -6,11 +6,12 @@ PyTorch and MONAI for every message, so the comparison is in Flower's favour.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def measure(folder: Path, shapes: Sequence[tuple[int, ...]], rounds: int) -> Mea
     return Measured(
         system="Flower",
         parameters=sum(prod(shape) for shape in shapes),
-        rounds=tuple(end - start for start, end in zip(marks, marks[1:], strict=False))[:-1],
+        rounds=tuple(end - start for start, end in itertools.pairwise(marks))[:-1],
         bytes_down=payload,
         bytes_up=payload,
         peaks=dict(processes.peaks),
@@ -219,7 +220,7 @@ def _start_run(app: Path, home: Home, folder: Path, rounds: int) -> int:
     done = subprocess.run(
         [_program("flwr"), "run", ".", "bench", "--format", "json",
          "--run-config", str(folder / "run.toml")],
-        cwd=app, env={**os.environ, **QUIET, **environment},
+        check=False, cwd=app, env={**os.environ, **QUIET, **environment},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     try:
@@ -239,7 +240,7 @@ def _write_app(folder: Path) -> Path:
     return folder
 
 
-def _environment(folder: Path, name: str) -> Mapping[str, str]:
+def _environment(folder: Path, name: str) -> dict[str, str]:
     home = folder / "flwr" / name
     home.mkdir(parents=True)
     return {

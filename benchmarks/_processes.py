@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded here, since nothing may be loaded between fork and exec
 _LOOK = 0.1  # seconds between two looks at the processes
 _GRACE = 12.0  # seconds between asking to end and killing; a supervisor gives its children 8
 
@@ -61,6 +63,10 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        with _interrupts_later():
+            self._end()
+
+    def _end(self) -> None:
         self._over.set()
         self._watcher.join()
         self._look()
@@ -87,7 +93,7 @@ class Processes:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C comes to the benchmark, which ends the others
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock
             )
 
     def wait(
@@ -141,18 +147,35 @@ class Processes:
         return [n for n, began in self._seen.items() if _began(table, n) == began]
 
 
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the context is left: taking processes down is not broken off."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda received, _frame: came.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 def _process_table() -> dict[int, tuple[int, str]]:
     """Parent and start time of every process that is no zombie."""
     table = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
             continue
         try:
-            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if fields[0] != "Z":
-            table[int(entry)] = (int(fields[1]), fields[19])
+            table[int(entry.name)] = (int(fields[1]), fields[19])
     return table
 
 
@@ -169,21 +192,17 @@ def _command(number: int) -> list[str]:
 
 def _peak(number: int) -> int | None:
     """VmHWM in bytes."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path(f"/proc/{number}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     return None
 
 
 def _send(number: int, what: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(number, what)
-    except ProcessLookupError:
-        pass
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

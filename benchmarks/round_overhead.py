@@ -57,7 +57,8 @@ class Comparison:
 
 def main() -> None:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT
+        signal.signal(number, _interrupt)
     console = Console()
     sizes = {"tiny": _TINY, "large": arguments.parameters}
     done = []
@@ -101,24 +102,18 @@ def _print(comparison: Comparison, console: Console) -> None:
     table = Table(title=f"{comparison.name}: {ours.parameters:,} float32 parameters")
     for title in ("", "Consilium", "Flower", "ratio"):
         table.add_column(title, justify="left" if not title else "right")
-    rows: list[tuple[str, float, float | None, str]] = [
-        ("seconds a round beyond training", ours.seconds, stock and stock.seconds, ".2f"),
-        ("MB down, a round and hospital", ours.bytes_down / 1e6,
-         stock and stock.bytes_down / 1e6, ".2f"),
-        ("MB up, a round and hospital", ours.bytes_up / 1e6, stock and stock.bytes_up / 1e6, ".2f"),
+    rows = [
+        _row("seconds a round beyond training", ours.seconds, stock.seconds if stock else None),
+        _row("MB down, a round and hospital", ours.bytes_down / 1e6,
+             stock.bytes_down / 1e6 if stock else None),
+        _row("MB up, a round and hospital", ours.bytes_up / 1e6,
+             stock.bytes_up / 1e6 if stock else None),
     ]  # fmt: skip
     for role in _ROLES:
-        theirs = stock.peaks.get(role) if stock else None
-        rows.append(
-            (f"peak MB, {role}", ours.peaks.get(role, 0) / 1e6, theirs and theirs / 1e6, ".0f")
-        )
-    for label, mine, other, form in rows:
-        table.add_row(
-            label,
-            f"{mine:{form}}",
-            f"{other:{form}}" if other else "",
-            f"{mine / other:.2f}" if other else "",
-        )
+        theirs = stock.peaks.get(role, 0) / 1e6 if stock else None
+        rows.append(_row(f"peak MB, {role}", ours.peaks.get(role, 0) / 1e6, theirs, digits=0))
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     phases = Table(title=f"{comparison.name}: where a round of ours goes")
     phases.add_column("phase")
@@ -127,6 +122,12 @@ def _print(comparison: Comparison, console: Console) -> None:
         phases.add_row(phase, f"{seconds:.3f}")
     phases.add_row("together", f"{sum(comparison.phases.values()):.3f}")
     console.print(phases)
+
+
+def _row(label: str, ours: float, stock: float | None, *, digits: int = 2) -> tuple[str, ...]:
+    other = f"{stock:.{digits}f}" if stock is not None else ""
+    ratio = f"{ours / stock:.2f}" if stock else ""
+    return label, f"{ours:.{digits}f}", other, ratio
 
 
 def _record(done: list[Comparison]) -> dict[str, Any]:

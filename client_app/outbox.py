@@ -66,15 +66,15 @@ class Outbox:
         return records
 
     def _write(self, request: Request | None, records: RecordDict, refused: Reason | None) -> None:
-        pieces = wire.blob(records)
+        blob = wire.blob(records)
         numbers = {k: v for k, v in records.config_records["head"].items() if k != "blob"}
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": request.run if request else None,
             "round": request.round if request else None,
             "refused": refused.value if refused else None,
-            "bytes": wire.size(records),
-            "sha256": hashlib.sha256(b"".join(pieces)).hexdigest() if pieces else None,
+            "bytes": len(blob),
+            "sha256": hashlib.sha256(blob).hexdigest() if blob else None,
             "numbers": numbers,
         }
         with self.journal.open("a") as file:

@@ -1,9 +1,9 @@
 """What travels between coordinator and hospital, one dataclass each, to and from Flower's records.
 
 A message is one Flower record with a few fields and a safetensors blob, whatever the number of tensors,
-since each record is an object of its own to Flower and costs a request at every hop; a large blob goes
-on in further records. There is nothing to unpickle. Whoever reads one says first what it must hold; a
-message that holds anything else is refused before it is used.
+since each record is an object of its own to Flower and costs a request at every hop; a large blob
+goes as an array, which Flower sends in chunks. There is nothing to unpickle. Whoever reads one says
+first what it must hold; a message that holds anything else is refused before it is used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
-Packed = tuple[bytes, ...]
 
-_PIECE = 4 << 20  # bytes of a blob in one record: each is held in memory whole at every hop
+_LARGEST_INLINE = 1 << 20  # bytes of a blob among the fields: one request less at every hop
 _HEADER_ALLOWANCE = 1 << 20  # bytes of names and shapes that a safetensors header may take
 
 
@@ -141,78 +140,60 @@ class Shape:
                 raise WireError(Reason.NOT_FINITE)
 
 
-def pack(arrays: Arrays) -> Packed:
-    """Arrays as the pieces of one safetensors blob. Raises ValueError for dtypes it lacks."""
+def pack(arrays: Arrays) -> bytes:
+    """Arrays as one safetensors blob. Raises ValueError for dtypes it lacks."""
     # not np.ascontiguousarray, which gives counters without axes an axis
     ordered = {name: np.require(arrays[name], requirements="C") for name in sorted(arrays)}
-    blob = safetensors.numpy.save(ordered)
-    return tuple(blob[start : start + _PIECE] for start in range(0, len(blob), _PIECE))
+    blob: bytes = safetensors.numpy.save(ordered)
+    return blob
 
 
-def unpack(pieces: Packed, expected: Shape) -> Arrays:
+def unpack(blob: bytes, expected: Shape) -> Arrays:
     """The arrays of a blob made by `pack`.
 
     Raises:
         WireError: no such blob, one larger than `expected` allows, or one that holds something else.
     """
-    if sum(map(len, pieces)) > expected.largest_blob():
+    if len(blob) > expected.largest_blob():
         raise WireError(Reason.TOO_LARGE)
     try:
-        arrays: Arrays = safetensors.numpy.load(b"".join(pieces))
+        arrays: Arrays = safetensors.numpy.load(blob)
     except Exception as error:
         raise WireError(Reason.MALFORMED) from error
     expected.check(arrays)
     return arrays
 
 
-def blob(records: RecordDict) -> Packed:
-    """The pieces of the blob in a message, none if there is none.
+def blob(records: RecordDict) -> bytes:
+    """The blob in a message, empty if there is none.
 
     Raises:
         WireError: records that no message of ours has.
     """
-    if "head" not in records or len(records) != len(records.config_records):
+    if set(records) == {"head"}:
+        content = records.config_records.get("head", {}).get("blob", b"")
+    elif set(records) == {"head", "blob"} and "blob" in records.array_records:
+        arrays = records.array_records["blob"]
+        if set(arrays) != {"blob"} or "blob" in records.config_records.get("head", {}):
+            raise WireError(Reason.MALFORMED)
+        content = arrays["blob"].data
+    else:
         raise WireError(Reason.MALFORMED)
-    pieces = []
-    for number in range(len(records)):
-        name = _piece_name(number)
-        if name not in records:
-            raise WireError(Reason.MALFORMED)
-        fields = records.config_records[name]
-        if number > 0 and set(fields) != {"blob"}:
-            raise WireError(Reason.MALFORMED)
-        if "blob" in fields:
-            pieces.append(_typed(fields["blob"], bytes))
-    return tuple(pieces)
+    return bytes(_typed(content, bytes))
 
 
-def size(records: RecordDict) -> int:
-    """Bytes of the blob in a message; what is beside it is a few hundred bytes."""
-    return sum(
-        len(fields["blob"])
-        for fields in records.config_records.values()
-        if isinstance(fields.get("blob"), bytes)
-    )
-
-
-def _message(fields: dict[str, Any], pieces: Packed) -> RecordDict:
-    records = RecordDict()
-    if pieces:
-        fields = fields | {"blob": pieces[0]}
-    records["head"] = ConfigRecord(fields)
-    for number, piece in enumerate(pieces[1:], start=1):
-        records[_piece_name(number)] = ConfigRecord({"blob": piece})
-    return records
-
-
-def _piece_name(number: int) -> str:
-    return f"blob-{number}" if number else "head"
+def _message(fields: dict[str, Any], blob: bytes) -> RecordDict:
+    """Fields and a blob: a small one among the fields, a large one as an array, which Flower cuts up."""
+    if len(blob) > _LARGEST_INLINE:
+        array = Array(dtype="uint8", shape=(len(blob),), stype="consilium.safetensors", data=blob)
+        return RecordDict({"head": ConfigRecord(fields), "blob": ArrayRecord({"blob": array})})
+    return RecordDict({"head": ConfigRecord(fields | ({"blob": blob} if blob else {}))})
 
 
 # --- the coordinator's request -------------------------------------------------------------------
 
 
-def request_to_records(request: Request, model: Packed) -> RecordDict:
+def request_to_records(request: Request, model: bytes) -> RecordDict:
     """A request; `model` is packed once and shared by all hospitals' messages."""
     return _message(asdict(request), model)
 
@@ -220,7 +201,7 @@ def request_to_records(request: Request, model: Packed) -> RecordDict:
 def request_from_records(records: RecordDict) -> Request:
     """Raises WireError: not a request."""
     try:
-        fields = records.config_records["head"]
+        fields = _head(records)
         return Request(
             run=_typed(fields["run"], str),
             round=_typed(fields["round"], int),
@@ -242,10 +223,10 @@ def answer_to_records(answer: Answer) -> RecordDict:
         "round": answer.round,
         "refused": answer.refused.value if answer.refused else "",
     }
-    pieces: Packed = ()
+    content = b""
     if answer.trained is not None:
         trained = answer.trained
-        pieces = pack(trained.update)
+        content = pack(trained.update)
         fields |= {
             "examples": trained.examples,
             "patients": trained.patients,
@@ -260,7 +241,7 @@ def answer_to_records(answer: Answer) -> RecordDict:
             "metrics": list(evaluated.metrics),
             "values": list(evaluated.metrics.values()),
         }
-    return _message(fields, pieces)
+    return _message(fields, content)
 
 
 def answer_from_records(
@@ -275,10 +256,10 @@ def answer_from_records(
     Raises:
         WireError: not an answer to this request, or values that cannot be used.
     """
-    pieces = blob(records)
-    fields: dict[str, Any] = dict(records.config_records["head"])
-    present = set(fields) - {"round", "refused"}
-    if len(fields) != len(present) + 2:
+    content = blob(records)
+    fields: dict[str, Any] = {k: v for k, v in _head(records).items() if k != "blob"}
+    present = set(fields) - {"round", "refused"} | ({"blob"} if content else set())
+    if not {"round", "refused"} <= set(fields):
         raise WireError(Reason.MALFORMED)
     round_, refused = _typed(fields["round"], int), _typed(fields["refused"], str)
     if refused:
@@ -294,7 +275,7 @@ def answer_from_records(
     trained = evaluated = None
     if request.train:
         trained = Trained(
-            update=unpack(pieces, expected),
+            update=unpack(content, expected),
             examples=_count(fields["examples"]),
             patients=_count(fields["patients"]),
             loss=_finite(fields["loss"]),
@@ -307,6 +288,12 @@ def answer_from_records(
             patients=_count(fields["held_out_patients"]),
         )
     return Answer(round=round_, trained=trained, evaluated=evaluated)
+
+
+def _head(records: RecordDict) -> ConfigRecord:
+    if "head" not in records.config_records:
+        raise WireError(Reason.MALFORMED)
+    return records.config_records["head"]
 
 
 def _metrics(names: object, values: object, known: frozenset[str]) -> dict[str, float]:

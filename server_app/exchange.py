@@ -105,7 +105,7 @@ class _Conversation:
         self.exchange, self.request = exchange, request
         self.shape = Shape.of(model)
         self.packed = wire.pack(model)
-        self.model_bytes = sum(map(len, self.packed))
+        self.model_bytes = len(self.packed)
         self.outcomes = {name: Outcome(name) for name in sorted(hospitals)}
         self.unasked = set(hospitals)  # to be asked as soon as they are connected
         self.pending: dict[str, str] = {}  # message id → hospital
@@ -183,8 +183,8 @@ class _Conversation:
             if outcome.attempts < self.exchange.participation.attempts:
                 self.unasked.add(outcome.hospital)
             return
-        outcome.bytes_up += wire.size(reply.content)
         try:
+            outcome.bytes_up += len(wire.blob(reply.content))
             answer = wire.answer_from_records(
                 reply.content, self.request, self.shape, self.exchange.metrics
             )

@@ -72,7 +72,7 @@ def stop(home: Home) -> bool:
 def _superlink(home: Home) -> Child:
     federation = home.federation()
     command = [
-        _program("flower-superlink"),
+        sys.executable, "-m", "server_app.superlink",
         "--host", federation.listen,
         "--port", str(federation.port),
         "--ssl-ca-certfile", str(home.ca_certificate),

@@ -50,7 +50,7 @@ def _of(message: Any, *, reply: bool = False) -> dict[str, Any]:
 
 
 def _grid(module: ModuleType) -> None:
-    wrap(module.HttpGrid, "_try_push_messages", "push", lambda a, k, r: _of(list(a[2])[0]))
+    wrap(module.HttpGrid, "_try_push_messages", "push", lambda a, k, r: _of(next(iter(a[2]))))
     wrap(module.HttpGrid, "get_nodes", "get_nodes")
 
     def collected(_args: Any, _kwargs: Any, replies: Any) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ def _grid(module: ModuleType) -> None:
     wrap(module.HttpGrid, "pull_messages", "collect", collected)
 
 
-def _supernode(module: ModuleType) -> None:
+def _supernode(module: Any) -> None:
     inner_pull, inner_push = module._pull_and_store_message, module._push_messages
 
     def pull(**kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ def _supernode(module: ModuleType) -> None:
     module._pull_and_store_message, module._push_messages = pull, push
 
 
-def _clientapp(module: ModuleType) -> None:
+def _clientapp(module: Any) -> None:
     inner = module.run_clientapp
 
     def born(**kwargs: Any) -> Any:
@@ -160,4 +160,4 @@ class Finder:
 
 
 if FOLDER:
-    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder)

@@ -204,7 +204,7 @@ def test_what_left_is_written_down(site: Site) -> None:
     of = content()
     records = ask(site, of)
     line = json.loads((site.state / "sent.jsonl").read_text())
-    blob = b"".join(wire.blob(records))
+    blob = wire.blob(records)
     assert line["sha256"] == hashlib.sha256(blob).hexdigest()
     assert (line["run"], line["round"], line["refused"]) == ("run", 1, None)
     assert line["bytes"] == len(blob)

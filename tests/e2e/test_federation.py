@@ -99,13 +99,13 @@ def test_a_run_completes_and_no_identifier_leaves(real: Real, eavesdropper: Eave
 
 
 @pytest.mark.parametrize(
-    "victim", [("flwr-serverapp",), ("flower-superlink",), ("coordinator", "run=")]
+    "victim", [("flwr-serverapp",), ("server_app.superlink",), ("coordinator", "run=")]
 )
 def test_killed_and_resumed_the_weights_are_the_same(
     victim: tuple[str, ...], real: Real, eavesdropper: Eavesdropper
 ) -> None:
     """`kill -9` of the ServerApp, the SuperLink, or the command that follows the run."""
-    name = f"broken-{victim[0].removeprefix('flwr-').removeprefix('flower-')}"
+    name = f"broken-{victim[0].rpartition('.')[2]}"
     words = (*victim, str(real.home.path)) if victim[0] != "flwr-serverapp" else victim
     following = real.begin("run", *TINY, "rounds=4", f"run={name}")
     assert wait_until(lambda: last_round(real.home, name) >= 1, seconds=120)

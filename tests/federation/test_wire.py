@@ -79,17 +79,19 @@ def test_a_wrong_update_has_a_reason(update: wire.Arrays, reason: Reason) -> Non
 )
 def test_bytes_that_are_no_safetensors_are_malformed(blob: bytes) -> None:
     with pytest.raises(WireError) as refused:
-        wire.unpack((blob,), Shape.of(MODEL))
+        wire.unpack(blob, Shape.of(MODEL))
     assert refused.value.reason is Reason.MALFORMED
 
 
-def test_a_large_model_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "_PIECE", 50)
+def test_a_large_model_goes_as_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_LARGEST_INLINE", 50)
     records = wire.request_to_records(REQUEST, wire.pack(MODEL))
-    assert len(records) > 3
+    assert set(records) == {"head", "blob"}
     arrived = wire.unpack(wire.blob(records), Shape.of(MODEL))
     assert all(arrived[name].tobytes() == a.tobytes() for name, a in MODEL.items())
-    del records["blob-1"]
+    arrived_answer = read(wire.answer_to_records(answer()))
+    assert arrived_answer.trained is not None
+    records["head"]["blob"] = b"a second one"
     with pytest.raises(WireError) as refused:
         wire.blob(records)
     assert refused.value.reason is Reason.MALFORMED
@@ -134,7 +136,8 @@ def test_what_does_not_belong_in_an_answer_is_refused(
     "extra",
     [
         {"note": ConfigRecord({"name": "Mr Smith"})},
-        {"blob-1": ConfigRecord({"blob": b"", "name": "Mr Smith"})},
+        {"blob": ConfigRecord({"blob": b"", "name": "Mr Smith"})},
+        {"blob": ArrayRecord({"image": Array(np.zeros(3))})},
         {"numbers": MetricRecord({"age": 73})},
         {"arrays": ArrayRecord({"image": Array(np.zeros(3))})},
     ],
