@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client_app.site import SITE_VARIABLE, read_kit, read_site
 from federation.command_line import options, runs_as
+from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
 
 app = typer.Typer(**options("A hospital of a federation."))
@@ -81,5 +82,5 @@ def phantom(
 
 def main() -> None:
     """The `hospital` command."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.update(FLOWER_ENVIRONMENT)
     sys.exit(runs_as("hospital", app))

@@ -6,6 +6,7 @@ dies with its supervisor, even when that is killed, so that nothing is left behi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -55,6 +56,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group of its own, to be ended with what it started
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads at this point
             )
         self.started = time.monotonic()
@@ -62,7 +64,7 @@ class Child:
 
 @dataclass
 class Supervisor:
-    """Keeps children alive until it is told to end by SIGINT or SIGTERM, or by `until`."""
+    """Keeps children alive until it is told to end by SIGINT or SIGTERM."""
 
     children: Sequence[Child]
     _ending: bool = field(default=False, init=False)
@@ -84,19 +86,25 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Ask the children to end, last started first, and kill what does not."""
-        alive = [
-            c.process for c in reversed(self.children) if c.process and c.process.poll() is None
-        ]
-        for process in alive:
-            process.terminate()
+        """Ask the children and all that they started to end, and kill what does not."""
+        groups = [child.process.pid for child in reversed(self.children) if child.process]
+        for group in groups:
+            _signal_group(group, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE
-        for process in alive:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        while self._remain(groups) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for group in groups:
+            _signal_group(group, signal.SIGKILL)
+        for child in self.children:
+            if child.process:
+                child.process.wait()
+
+    def _remain(self, groups: Sequence[int]) -> bool:
+        """Whether any process of these groups is left."""
+        for child in self.children:
+            if child.process:
+                child.process.poll()  # or one that has ended would still count
+        return any(map(_group_exists, groups))
 
     def _look(self) -> None:
         for child in self.children:
@@ -117,6 +125,19 @@ class Supervisor:
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         self._ending = True
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_until(

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from federation.command_line import options, runs_as
+from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
 from server_app.home import HOME_VARIABLE, Home, read_federation
 
@@ -218,5 +219,5 @@ def _new_name(experiment: str) -> str:
 
 def main() -> None:
     """The `coordinator` command."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.update(FLOWER_ENVIRONMENT)
     sys.exit(runs_as("coordinator", app))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from federation.pace import Pace
-from federation.processes import free_port, listens, wait_until
+from federation.processes import Child, Supervisor, free_port, listens, wait_until
 
 SUPERVISED = """
 import sys
@@ -49,6 +49,23 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
     supervisor.terminate()
     assert supervisor.wait(20) == 0
     assert wait_until(lambda: not any(map(alive, pids(tmp_path))), seconds=10)
+
+
+def test_what_a_child_started_ends_too(tmp_path: Path) -> None:
+    """A grandchild that ignores SIGTERM does not outlive the supervisor's orderly end."""
+    code = (
+        "import os, signal, subprocess, sys, time\n"
+        "inner = 'import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);'\n"
+        f"inner += \"open(r'{tmp_path / 'pids'}', 'a').write(str(os.getpid()) + chr(10));\"\n"
+        "inner += 'time.sleep(600)'\n"
+        "subprocess.Popen([sys.executable, '-c', inner])\n"
+        "time.sleep(600)\n"
+    )
+    child = Child("parent", [sys.executable, "-c", code], {}, tmp_path / "log")
+    child.start()
+    assert wait_until(lambda: len(pids(tmp_path)) == 1, seconds=30)
+    Supervisor([child]).stop()
+    assert wait_until(lambda: not alive(pids(tmp_path)[0]), seconds=10)
 
 
 def test_children_of_a_killed_supervisor_end(tmp_path: Path) -> None:
