@@ -142,15 +142,19 @@ def _measured(evaluation: Evaluation | None) -> tuple[Measured, ...]:
 
 
 def _worst_by_metric(run: Run) -> dict[str, str]:
-    """Metric to the hospital with its worst value, where there is more than one to compare."""
+    """Metric to the hospital with its worst value, where the hospitals' values differ."""
     found = {
         metric: run.worst_hospital()
         if metric == run.headline
         else run.worst_by(metric, larger_is_better=wording.larger_is_better(metric))
         for metric in run.metrics
     }
-    several = len(run.hospitals) > 1
-    return {name: worst.hospital for name, worst in found.items() if worst and several}
+    return {name: worst.hospital for name, worst in found.items() if worst and _differs(run, name)}
+
+
+def _differs(run: Run, metric: str) -> bool:
+    evaluation = run.last_evaluation(metric)
+    return evaluation is not None and len(set(evaluation.values(metric).values())) > 1
 
 
 def _settings(experiment: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -253,3 +253,27 @@ def test_text_can_be_told_from_its_ground(scheme: str) -> None:
     for text, ground in pairs:
         dark, light = sorted((luminance(colours[text]), luminance(colours[ground])))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def test_nobody_is_worst_where_all_are_equal(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_run(folder)
+    before = quality_table(folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = max(row["round"] for row in rows if row["kind"] == "evaluation")
+    for row in rows:
+        if row["kind"] == "evaluation" and row["round"] == last:
+            row["worst"] = {}
+            for hospital in row["hospitals"].values():
+                if hospital.get("metrics"):
+                    hospital["metrics"] = dict.fromkeys(hospital["metrics"], 1.0)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ">worst<" in before
+    table = quality_table(folder)
+    assert ">worst<" not in table
+    assert "1.000" in table
+
+
+def quality_table(folder: Path) -> str:
+    page = write_report(folder).read_text()
+    return page.split('id="quality"')[1].split("</table>")[0]
