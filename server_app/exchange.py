@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
@@ -107,32 +108,37 @@ class _Conversation:
         self.packed = wire.pack(model)
         self.model_bytes = len(self.packed)
         self.outcomes = {name: Outcome(name) for name in sorted(hospitals)}
-        self.unasked = set(hospitals)  # to be asked as soon as they are connected
+        self.wait = wait
         self.pending: dict[str, str] = {}  # message id → hospital
         self.sent_at: dict[str, float] = {}
         self.began = time.monotonic()
         self.deadline = self.began + exchange.participation.deadline
-        self.absent_at = self.began + min(wait, exchange.participation.deadline)
+        # to be asked as soon as they are connected, and since when
+        self.unasked = dict.fromkeys(hospitals, self.began)
 
     def hold(self) -> list[Outcome]:
         pace = Pace(shortest=0.02)
-        while True:
+        while self.pending or self.unasked:
             self._send()
             if self._collect():
                 pace.news()
             now = time.monotonic()
-            if now >= self.absent_at:
-                for name in sorted(self.unasked):
-                    if self.outcomes[name].attempts == 0:
-                        self._close(name, Reason.ABSENT)
-            if now >= self.deadline:
-                for name in self.pending.values():
-                    self.outcomes[name].reason = Reason.LATE
-                break
-            if not self.pending and not self.unasked:
-                break
-            time.sleep(min(pace.pause(), max(self.deadline - now, 0)))
+            self._give_up(now)
+            if self.pending or self.unasked:
+                time.sleep(min(pace.pause(), max(self.deadline - now, 0)))
         return [self.outcomes[name] for name in sorted(self.outcomes)]
+
+    def _give_up(self, now: float) -> None:
+        """Stop waiting for who has been away too long, and at the deadline for everyone."""
+        for name, since in list(self.unasked.items()):
+            if now >= min(since + self.wait, self.deadline):
+                del self.unasked[name]
+                if self.outcomes[name].attempts == 0:
+                    self.outcomes[name].reason = Reason.ABSENT
+        if now >= self.deadline:
+            for name in self.pending.values():
+                self.outcomes[name].reason = Reason.LATE
+            self.pending.clear()
 
     def _send(self) -> None:
         """Ask whoever is connected and was not asked yet (or is to be asked again)."""
@@ -162,18 +168,37 @@ class _Conversation:
             outcome.reason = None
             self.pending[message_id] = name
             self.sent_at[name] = time.monotonic()
-            self.unasked.discard(name)
+            del self.unasked[name]
 
     def _collect(self) -> bool:
         """Take what has arrived; whether anything had."""
         if not self.pending:
             return False
-        replies = list(self.exchange.grid.pull_messages(list(self.pending)))
+        replies = self._pull()
         for reply in replies:
             name = self.pending.pop(reply.metadata.reply_to_message_id, None)
             if name is not None:
                 self._take(self.outcomes[name], reply)
         return bool(replies)
+
+    def _pull(self) -> list[Message]:
+        """What has arrived. An answer that Flower cannot even read must not take the others along."""
+        pull = self.exchange.grid.pull_messages
+        try:
+            return list(pull(list(self.pending)))
+        except httpx.TransportError:
+            raise  # the SuperLink is away, in spite of Flower's retries
+        except Exception:
+            replies: list[Message] = []
+            for message_id, name in list(self.pending.items()):
+                try:
+                    replies.extend(pull([message_id]))
+                except httpx.TransportError:
+                    raise
+                except Exception:
+                    del self.pending[message_id]
+                    self.outcomes[name].reason = Reason.MALFORMED
+            return replies
 
     def _take(self, outcome: Outcome, reply: Message) -> None:
         outcome.seconds = time.monotonic() - self.sent_at[outcome.hospital]
@@ -181,7 +206,7 @@ class _Conversation:
             # Flower's text of the error is not read: it may hold what a hospital must not say.
             outcome.reason = _TRANSPORT_FAILURES.get(reply.error.code, Reason.CRASHED)
             if outcome.attempts < self.exchange.participation.attempts:
-                self.unasked.add(outcome.hospital)
+                self.unasked[outcome.hospital] = time.monotonic()
             return
         try:
             outcome.bytes_up += len(wire.blob(reply.content))
@@ -192,7 +217,3 @@ class _Conversation:
             outcome.reason = error.reason
             return
         outcome.answer, outcome.reason = answer, answer.refused
-
-    def _close(self, name: str, reason: Reason) -> None:
-        self.outcomes[name].reason = reason
-        self.unasked.discard(name)

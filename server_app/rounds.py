@@ -32,7 +32,7 @@ class Conductor:
     exchange: Exchange
     parameters: frozenset[str]
     headline: str
-    wait: float = 60.0
+    wait: float = 90.0
 
     def conduct(self, start: Checkpoint) -> Checkpoint:
         """All rounds after `start`, and the evaluation of the last model.

@@ -31,13 +31,15 @@ from server_app.exchange import Exchange
 from server_app.rounds import Conductor
 from server_app.state import RunFolder
 
+UNREADABLE = "an answer whose bytes Flower cannot read"
+
 
 @dataclass
 class Node:
     """A hospital: what `handler` returns is its reply; an `Error` is Flower's, None is silence."""
 
     name: str
-    handler: Callable[[RecordDict], RecordDict | Error | None]
+    handler: Callable[[RecordDict], RecordDict | Error | str | None]
     online: bool = True
     delay: float = 0.0
     key: ec.EllipticCurvePrivateKey = field(
@@ -54,6 +56,7 @@ class InProcessGrid(Grid):
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.nodes = dict(enumerate(nodes, start=1))
         self.replies: dict[str, Message] = {}
+        self.unreadable: set[str] = set()
         self.asked: list[str] = []  # names, in the order of asking
 
     def roster(self) -> Roster:
@@ -80,10 +83,14 @@ class InProcessGrid(Grid):
     def _serve(self, node: Node, message: Message) -> None:
         time.sleep(node.delay)
         answer = node.handler(message.content)
-        if answer is not None:
+        if isinstance(answer, str):
+            self.unreadable.add(message.metadata.message_id)
+        elif answer is not None:
             self.replies[message.metadata.message_id] = Message(answer, reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        if self.unreadable & set(message_ids):
+            raise ValueError("an object that does not inflate")
         return [self.replies.pop(number) for number in list(message_ids) if number in self.replies]
 
     # what a Grid also has, and our rounds do not use

@@ -18,7 +18,7 @@ from federation.wire import Answer, Reason, Trained
 from server_app.exchange import TooFewHospitals
 from server_app.rounds import norm, weighted_mean
 from server_app.state import Checkpoint, RunFolder
-from tests.in_process import START, InProcessGrid, Node, adding, conductor, experiment
+from tests.in_process import START, UNREADABLE, InProcessGrid, Node, adding, conductor, experiment
 
 FIRST = Checkpoint(0, START, {})
 
@@ -99,6 +99,7 @@ BAD: dict[str, tuple[Callable[[RecordDict], Any], Reason]] = {
     "name": (sending({"v": START["w"], "seen": START["seen"]}), Reason.WRONG_NAMES),
     "large": (sending({**START, "w": np.zeros(2**20, np.float32)}), Reason.TOO_LARGE),
     "norm": (sending({**START, "w": np.full(3, 1e6, np.float32)}), Reason.NORM_TOO_LARGE),
+    "unreadable": (lambda _: UNREADABLE, Reason.MALFORMED),
     "empty": (lambda _: RecordDict(), Reason.MALFORMED),
     "refusing": (
         lambda _: wire.answer_to_records(Answer(round=1, refused=Reason.REFUSED_TASK)),
@@ -140,6 +141,22 @@ def test_a_hospital_that_is_not_there_is_not_waited_for_ever(tmp_path: Path) -> 
     assert time.monotonic() - began < 25  # the deadline is 30 s, the wait 0.3 s in each exchange
     row = next(r for r in folder.metrics() if r["kind"] == "round")
     assert row["hospitals"]["gone"]["reason"] == "absent"
+
+
+def test_a_hospital_that_crashed_and_stays_away_is_not_waited_for_ever(tmp_path: Path) -> None:
+    nodes = [Node("a", adding(1.0)), Node("b", adding(3.0))]
+
+    def vanish(records: RecordDict) -> Error:
+        nodes[2].online = False
+        return Error(ErrorCode.NODE_UNAVAILABLE, "")
+
+    nodes.append(Node("gone", vanish))
+    folder = new_run(tmp_path, experiment(rounds=1, deadline=60.0, attempts=3))
+    began = time.monotonic()
+    conductor(InProcessGrid(nodes), folder).conduct(FIRST)
+    assert time.monotonic() - began < 50  # the deadline is 60 s, the wait 0.3 s
+    row = next(r for r in folder.metrics() if r["kind"] == "round")
+    assert row["hospitals"]["gone"]["reason"] == "unavailable"
 
 
 def test_a_hospital_that_crashed_is_asked_again(tmp_path: Path) -> None:
