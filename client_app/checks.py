@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from client_app.patients import load_patients, set_aside_summary
@@ -37,11 +38,16 @@ def run_checks(site: Site, task: str | None, held_out: float, console: Console) 
     good = True
     for name, look in checks:
         try:
-            console.print(f"[green]✓[/] {name}: {look()}", highlight=False, soft_wrap=True)
+            console.print(f"[green]✓[/] {name}: {_plain(look())}", highlight=False, soft_wrap=True)
         except (ConfigError, OSError, RuntimeError, ValueError) as error:
             good = False
-            console.print(f"[red]✗[/] {name}: {error}", highlight=False, soft_wrap=True)
+            console.print(f"[red]✗[/] {name}: {_plain(error)}", highlight=False, soft_wrap=True)
     return good
+
+
+def _plain(text: object) -> str:
+    """What a disk may hold, as a terminal can show it: no markup, no bytes that are not text."""
+    return escape(str(text).encode("utf-8", "backslashreplace").decode())
 
 
 def _kit(kit: Kit) -> str:
@@ -103,7 +109,9 @@ def _patients(site: Site, name: str, held_out: float, console: Console) -> str:
         )  # fmt: skip
     cohort = found.cohort
     for reason, count, example in set_aside_summary(cohort, site.data.root):
-        console.print(f"    set aside {count} × {reason}, such as {example}", highlight=False)
+        console.print(
+            f"    set aside {count} × {reason}, such as {_plain(example)}", highlight=False
+        )
     try:
         require_patients(site.policy, cohort.training_patients)
     except Refused:

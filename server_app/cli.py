@@ -107,7 +107,9 @@ def run(
                 ) from None
     status = folder.status()
     path = _report(folder.path)
-    console.print(f"results  {folder.path}\nreport   {path}", soft_wrap=True, highlight=False)
+    console.print(
+        f"results  {folder.path}\nreport   {path}", soft_wrap=True, highlight=False, markup=False
+    )
     if ended.outcome != "completed" or status["state"] != "completed":
         why = status["message"] or ended.details or f"it was {ended.outcome}"
         raise ConfigError(f"run {folder.name} failed: {why}; resume={folder.name} goes on with it")
@@ -184,7 +186,7 @@ def report(
 
     folder = RunFolder(Home(home).runs / name)
     folder.experiment()
-    console.print(str(_report(folder.path, samples)))
+    console.print(str(_report(folder.path, samples)), soft_wrap=True, highlight=False, markup=False)
 
 
 def _report(folder: Path, samples: Path | None = None) -> Path:

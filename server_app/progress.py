@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -135,6 +136,6 @@ def runs_table(runs: Path) -> Table:
             path.parent.name,
             state,
             f"{status['round']}/{status['rounds']}",
-            status["message"] or "",
+            escape(status["message"] or ""),
         )
     return table
