@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.outbox import Outbox, describe
+from client_app.outbox import Outbox, describe, last_resort
 from client_app.policy import Refused, allow, require_patients
 from client_app.site import SITE_VARIABLE, read_site
 from federation import wire
@@ -37,10 +37,25 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One exchange: evaluate the model that came, train it, answer."""
-    _keep_libraries_quiet()
-    site = read_site(Path(os.environ[SITE_VARIABLE]))
-    site.state.mkdir(parents=True, exist_ok=True)
-    return Message(respond(message.content, dict(context.run_config), site), reply_to=message)
+    return Message(serve(message.content, dict(context.run_config)), reply_to=message)
+
+
+def serve(records: RecordDict, run_config: dict[str, Any]) -> RecordDict:
+    """The records to send back, whatever happens.
+
+    Flower sends the text of an exception to the coordinator. So none gets past here: not of a site
+    configuration that cannot be read, and not of a log that cannot be written.
+    """
+    try:
+        _keep_libraries_quiet()
+        try:
+            site = read_site(Path(os.environ[SITE_VARIABLE]))
+        except (ConfigError, OSError):
+            return last_resort(Reason.BAD_SITE)
+        site.state.mkdir(parents=True, exist_ok=True)
+        return respond(records, run_config, site)
+    except Exception:
+        return last_resort(Reason.INTERNAL_ERROR)
 
 
 def respond(records: RecordDict, run_config: dict[str, Any], site: Site) -> RecordDict:
@@ -79,13 +94,16 @@ def _work(
     if site.threads is not None:
         torch.set_num_threads(site.threads)
     task = tasks.build(experiment.task)
+    try:
+        device = pick_device(site.device)
+    except ConfigError as error:
+        raise Refused(Reason.BAD_SITE) from error
     patients = find_patients(site, experiment)
     require_patients(site.policy, patients.cohort.training_patients)
     network = models.build(experiment.model, task, seed=experiment.seed)
     shape = Shape.of(_arrays(network))
     received = wire.unpack(wire.blob(records), shape)
     network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in received.items()})
-    device = pick_device(site.device)
     network.to(device)
     evaluated = _evaluate(network, task, patients, device) if request.evaluate else None
     trained = None

@@ -81,6 +81,11 @@ class Outbox:
             file.write(json.dumps(line) + "\n")
 
 
+def last_resort(reason: Reason) -> RecordDict:
+    """A reason, when not even the hospital's own journal can be written."""
+    return wire.answer_to_records(Answer(round=0, refused=reason))
+
+
 def describe(error: BaseException) -> list[str]:
     """An error for the hospital's own log: its type and where it rose.
 

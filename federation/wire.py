@@ -36,7 +36,6 @@ class Reason(StrEnum):
     NO_DATA = "no_data"
     BAD_EXPERIMENT = "bad_experiment"
     BAD_SITE = "bad_site"
-    BAD_MODEL = "bad_model"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     INTERNAL_ERROR = "internal_error"

@@ -9,7 +9,6 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
-    MissingConfigException,
     OverrideParseException,
 )
 from omegaconf import OmegaConf
@@ -77,8 +76,6 @@ def _first_line(error: Exception) -> str:
         return f"{error.override!r} is not an override; write key=value"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         return _known_keys(str(error.__cause__).splitlines()[0])
-    if isinstance(error, MissingConfigException):
-        return str(error).splitlines()[0]
     return str(error).splitlines()[0]
 
 

@@ -43,7 +43,8 @@ def start(home: Home, control: Control, experiment: Experiment, name: str) -> La
         "user": getpass.getuser(),
         "federation": home.federation().name,
         "flower_runs": [],
-    } | {"task": _task_record(experiment)}
+        "task": _task_record(experiment),
+    }
     folder = RunFolder.create(home.runs / name, experiment, record)
     return _launch(control, folder, experiment, code)
 

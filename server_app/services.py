@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from federation.processes import Child, Supervisor, listens, wait_until
 from federation.schema import ConfigError
@@ -22,7 +24,8 @@ def serve(home: Home) -> None:
         ConfigError: they run already, the port is taken, or they do not come up.
     """
     federation, members = home.federation(), home.roster().members
-    if running(home) is not None:
+    held = _hold(home)
+    if held is None:
         raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
     if listens(federation.listen, federation.port):
         raise ConfigError(
@@ -45,16 +48,32 @@ def serve(home: Home) -> None:
         Supervisor(children).run(ready=ready)
     finally:
         home.services.unlink(missing_ok=True)
+        held.close()
 
 
 def running(home: Home) -> int | None:
-    """The process id of `coordinator start` for this folder, if it runs."""
-    try:
-        pid = int(home.services.read_text())
-        os.kill(pid, 0)
-    except (FileNotFoundError, ProcessLookupError, ValueError):
+    """The process id of `coordinator start` for this folder, if it runs.
+
+    The id alone would not tell: after a crash another process may have it.
+    """
+    if (held := _hold(home)) is not None:
+        held.close()
         return None
-    return pid
+    try:
+        return int(home.services.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _hold(home: Home) -> TextIO | None:
+    """The lock that lasts as long as its file is open, if no living process has it."""
+    file = (home.path / "services.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def stop(home: Home) -> bool:

@@ -80,10 +80,6 @@ REASONS = {
         "site set up wrongly",
         "The hospital's own configuration cannot be used; `hospital check` there tells why.",
     ),
-    "bad_model": (
-        "model not usable",
-        "The model that the hospital received could not be loaded there.",
-    ),
     "too_few_patients": (
         "too few patients",
         "The hospital has fewer patients for this task than its policy requires.",

@@ -156,6 +156,48 @@ def test_no_exception_leaves_with_its_text(
     assert any("test_app:boom" in frame for frame in errors[0]["error"])
 
 
+def last(records: RecordDict) -> Reason | None:
+    assert CANARY not in str(records)
+    assert set(records) == {"head"}
+    assert set(records["head"]) == {"round", "refused"}
+    return read(records, content()).refused
+
+
+@pytest.mark.parametrize("broken", ["missing", "not yaml", "unknown key", "no permission"])
+def test_a_site_file_that_cannot_be_read_is_a_code_too(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"{CANARY}.yaml"
+    if broken == "not yaml":
+        path.write_text(f"{CANARY}: : :")
+    elif broken == "unknown key":
+        path.write_text(f"{CANARY}: 1")
+    elif broken == "no permission":
+        path.mkdir()  # as root reads everything, a folder stands for what cannot be opened
+    monkeypatch.setenv("CONSILIUM_SITE", str(path))
+    assert last(app.serve(RecordDict(), {})) is Reason.BAD_SITE
+
+
+def test_a_journal_that_cannot_be_written_is_a_code_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: its error names a path, and arises where errors are handled."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device", f"/state/{CANARY}/sent.jsonl")
+
+    monkeypatch.setattr(app, "read_site", lambda _: site)
+    monkeypatch.setenv("CONSILIUM_SITE", "site.yaml")
+    monkeypatch.setattr("client_app.outbox.Outbox._write", full)
+    monkeypatch.setattr(app, "_log", full)
+    assert last(app.serve(RecordDict(), {})) is Reason.INTERNAL_ERROR
+
+
+def test_a_device_that_is_not_there_is_the_sites_fault(site: Site) -> None:
+    absent = site.model_copy(update={"device": "cuda:99"})
+    assert read(ask(absent, content()), content()).refused is Reason.BAD_SITE
+
+
 def test_memory_and_divergence_have_codes_of_their_own(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
