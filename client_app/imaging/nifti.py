@@ -1,101 +1,81 @@
-"""One NIfTI header, and whose file it is.
-
-`images/NAME.nii[.gz]` with, for segmentation, a mask of the same name in `labels/`.
-"""
+"""The geometry in the header of one NIfTI file. Whose it is, `layouts` knows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import BinaryIO
 
-import nibabel
-import numpy as np
-
-from client_app.imaging.attributes import attributes
-from client_app.imaging.header import Header
+from client_app.imaging.header import Header, Kind
 from client_app.imaging.set_aside import Reason, Unfit
-from client_app.imaging.table import read_table
-from federation.schema import ConfigError
+from federation.pixels import LARGEST_VOXELS, nifti_affine, nifti_shape, open_nifti
 
-IMAGES, MASKS = "images", "labels"
 _SUFFIXES = (".nii", ".nii.gz")
+# No deflate stream grows more than this when it is inflated (zlib, technical details).
+_LARGEST_RATIO = 1032
 
 
-@dataclass(frozen=True)
-class Person:
-    """A row of the table of patients: the raw identifier, and attributes already cleaned."""
+def read_header(path: Path) -> Header:
+    """Kind NIFTI, shape and affine of a NIfTI-1 or -2 file, compressed or not.
 
-    patient_id: str = field(repr=False)
-    attributes: Mapping[str, str]
-
-
-def read_people(table: Path) -> dict[str, Person]:
-    """File name below `images/` to its patient, from `Data.patients`.
+    Voxels are not read, with one exception: where the last bytes of a compressed file do not give
+    the length that its header asks for, it is inflated once to see whether it is cut short.
 
     Raises:
-        ConfigError: the table lacks a column, or gives one file to two patients.
+        Unfit: not NIfTI, no usable affine, colours, or shorter than its header says.
+        Exception: whatever nibabel raises on a header that is broken in ways of its own.
     """
-    people: dict[str, Person] = {}
-    for line, row in read_table(
-        table,
-        where="data.patients",
-        columns=("file", "patient"),
-        optional=("sex", "age", "manufacturer"),
-    ):
-        person = Person(
-            row["patient"],
-            attributes(sex=row["sex"], age=row["age"], manufacturer=row["manufacturer"]),
-        )
-        if people.setdefault(row["file"], person).patient_id != person.patient_id:
-            raise ConfigError(f"data.patients: line {line} gives a file to a second patient")
-    return people
-
-
-def read_header(
-    path: Path, *, relative: PurePosixPath, people: Mapping[str, Person] | None
-) -> Header:
-    """Read the header of a NIfTI-1 or -2 file.
-
-    Args:
-        relative: the file below the data's root, `images/…` or `labels/…`.
-        people: whose file it is; without it each file is a patient of its own.
-
-    Raises:
-        Unfit: not NIfTI, shorter than its header says, no usable affine, or not in the table.
-        Exception: whatever nibabel raises on a file that is broken in ways of its own.
-    """
-    if not relative.name.lower().endswith(_SUFFIXES):
+    if not path.name.lower().endswith(_SUFFIXES):
         raise Unfit(Reason.NOT_NIFTI)
-    with path.open("rb"):  # nibabel tells "may not be read" and "is not there" apart from nothing
+    size = path.stat().st_size
+    if size == 0:
+        raise Unfit(Reason.EMPTY)
+    try:
+        with open_nifti(path) as (file, header):
+            shape, dtype = nifti_shape(header), header.get_data_dtype()
+            if len(shape) < 2 or min(shape) < 1:
+                raise Unfit(Reason.NOT_AN_IMAGE, f"shape {shape}")
+            if dtype.kind not in "iuf":
+                reason = Reason.NOT_SUPPORTED if dtype.kind == "c" else Reason.COLOUR
+                raise Unfit(reason, "voxels are no real numbers")
+            # A file of several volumes may be larger than one image may be.
+            if math.prod(shape[:3]) > LARGEST_VOXELS:
+                raise Unfit(Reason.TOO_LARGE, f"shape {shape}")
+            needed = int(header.get_data_offset()) + math.prod(shape) * dtype.itemsize
+            _check_complete(file, size, needed)
+            try:
+                affine = nifti_affine(header)
+            except ValueError as error:  # our own words
+                raise Unfit(Reason.NO_GEOMETRY, str(error)) from None
+    except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        raise Unfit(Reason.CORRUPT, f"no sound NIfTI header: {type(error).__name__}") from None
+    rows = tuple(tuple(float(number) for number in row) for row in affine)
+    return Header(kind=Kind.NIFTI, shape=shape, affine=rows)
+
+
+def _check_complete(file: BinaryIO, size: int, needed: int) -> None:
+    """Are there as many bytes as header and voxels take?
+
+    gzip ends with the length of what it holds, modulo 2**32 (RFC 1952, section 2.3.1). Where that is
+    another, the file is cut short, or in several parts, or longer than it must be: it is inflated.
+    """
+    if not isinstance(file, gzip.GzipFile):
+        if size < needed:
+            raise Unfit(Reason.TRUNCATED, f"{size:,} of {needed:,} bytes")
+        return
+    if needed > size * _LARGEST_RATIO:
+        raise Unfit(Reason.TRUNCATED, f"{size:,} bytes cannot hold {needed:,}")
+    with Path(file.name).open("rb") as raw:
+        raw.seek(-4, 2)
+        length = int.from_bytes(raw.read(4), "little")
+    if length == needed % (1 << 32):
+        return
+    try:
+        while file.tell() < needed and file.read(1 << 20):
+            pass
+    except EOFError:
         pass
-    image = nibabel.load(path)
-    shape = tuple(int(length) for length in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    affine = image.affine
-    if len(shape) < 2 or min(shape) < 1:
-        raise Unfit(Reason.NOT_AN_IMAGE, f"shape {shape}")
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
-        raise Unfit(Reason.CORRUPT, "the affine from voxels to millimetres cannot be inverted")
-    if path.suffix == ".nii":
-        needed = image.dataobj.offset + int(np.prod(shape)) * image.get_data_dtype().itemsize
-        present = path.stat().st_size
-        if present < needed:
-            raise Unfit(Reason.TRUNCATED, f"{present:,} of {needed:,} bytes")
-    person = Person("", {}) if relative.parts[0] == MASKS else _person(relative, people)
-    return Header(
-        shape=shape,
-        affine=tuple(tuple(map(float, row)) for row in affine),
-        patient_id=person.patient_id or None,
-        attributes=person.attributes,
-    )
-
-
-def _person(relative: PurePosixPath, people: Mapping[str, Person] | None) -> Person:
-    name = str(PurePosixPath(*relative.parts[1:]))
-    if people is None:
-        return Person(name, attributes())
-    if name not in people or not people[name].patient_id.strip():
-        raise Unfit(Reason.NO_PATIENT, "data.patients has no patient for it")
-    return people[name]
+    if file.tell() < needed:
+        raise Unfit(Reason.TRUNCATED, f"{file.tell():,} of {needed:,} bytes")

@@ -12,23 +12,34 @@ from pathlib import Path
 
 
 class Reason(StrEnum):
-    """Why a file serves no task. The words are fixed and hold nothing of the file."""
+    """Why a file or an image serves no task. The words are fixed and hold nothing of the file."""
 
     UNREADABLE = "unreadable"
     NOT_A_FILE = "not_a_file"
     EMPTY = "empty"
     CORRUPT = "corrupt"
     TRUNCATED = "truncated"
+    TOO_SLOW = "too_slow"
+    TOO_LARGE = "too_large"
     NOT_DICOM = "not_dicom"
     NOT_NIFTI = "not_nifti"
     NOT_AN_IMAGE = "not_an_image"
-    NOT_A_RADIOGRAPH = "not_a_radiograph"
-    SEVERAL_FRAMES = "several_frames"
+    NOT_SUPPORTED = "not_supported"
     COLOUR = "colour"
+    COMPRESSION_UNKNOWN = "compression_unknown"
     NO_PATIENT = "no_patient"
+    NO_GEOMETRY = "no_geometry"
     DUPLICATE = "duplicate"
+    LOCALISER = "localiser"
+    SLICES_MISSING = "slices_missing"
+    SLICES_REPEATED = "slices_repeated"
+    SPACING_VARIES = "spacing_varies"
+    SLICES_DIFFER = "slices_differ"
+    NOT_FOR_TASK = "not_for_task"
     WRONG_DIMENSIONS = "wrong_dimensions"
     MASK_MISSING = "mask_missing"
+    MASK_SUPERSEDED = "mask_superseded"
+    STRUCTURE_MISSING = "structure_missing"
     IMAGE_MISSING = "image_missing"
     GEOMETRY_DIFFERS = "geometry_differs"
     LABEL_MISSING = "label_missing"
@@ -36,6 +47,48 @@ class Reason(StrEnum):
     LABEL_CONFLICT = "label_conflict"
     LOAD_FAILED = "load_failed"
     NOT_FINITE = "not_finite"
+
+    @property
+    def remedy(self) -> str:
+        """What would mend it, for the hospital's eyes."""
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    Reason.UNREADABLE: "let the service's user read it, or take it out of the folder",
+    Reason.NOT_A_FILE: "nothing to mend: pipes, sockets and devices are never opened",
+    Reason.EMPTY: "copy it from the archive again",
+    Reason.CORRUPT: "copy it from the archive again",
+    Reason.TRUNCATED: "copy it from the archive again; the transfer was cut short",
+    Reason.TOO_SLOW: "copy it from the archive again; no sound header takes seconds to read",
+    Reason.TOO_LARGE: "copy it from the archive again; it claims more than this machine will hold",
+    Reason.NOT_DICOM: "nothing to mend if it is a note or a table among the images",
+    Reason.NOT_NIFTI: "nothing to mend if it is a note or a table among the images",
+    Reason.NOT_AN_IMAGE: "nothing to mend: reports and presentation states hold no pixels",
+    Reason.NOT_SUPPORTED: "nothing to mend: no task learns from this kind of image",
+    Reason.COLOUR: "nothing to mend: screenshots and colour renderings are not measurements",
+    Reason.COMPRESSION_UNKNOWN: "export it from the archive as Explicit VR Little Endian",
+    Reason.NO_PATIENT: "export it with its PatientID, or name its patient in the table",
+    Reason.NO_GEOMETRY: "export the original series; position, orientation or spacing are missing",
+    Reason.DUPLICATE: "nothing to mend: another file holds the same image and is used",
+    Reason.LOCALISER: "nothing to mend: planning views are no volume",
+    Reason.SLICES_MISSING: "export the whole series again; slices are missing inside it",
+    Reason.SLICES_REPEATED: "export the series again; slices lie on one another and differ",
+    Reason.SPACING_VARIES: "export the series as acquired, or reconstruct it with even spacing",
+    Reason.SLICES_DIFFER: "export the series again; its slices differ in size or orientation",
+    Reason.NOT_FOR_TASK: "nothing to mend: the task wants other images",
+    Reason.WRONG_DIMENSIONS: "give the task images of its dimensions",
+    Reason.MASK_MISSING: "export the mask too, or leave the image out",
+    Reason.MASK_SUPERSEDED: "nothing to mend: a newer mask of the same image is used",
+    Reason.STRUCTURE_MISSING: "name this hospital's structures in data.structures",
+    Reason.IMAGE_MISSING: "export the image that it was drawn on",
+    Reason.GEOMETRY_DIFFERS: "export image and mask of one frame of reference",
+    Reason.LABEL_MISSING: "give it a line in data.labels",
+    Reason.LABEL_UNKNOWN: "write a class of the task, or translate the word in data.label_names",
+    Reason.LABEL_CONFLICT: "give it one label only",
+    Reason.LOAD_FAILED: "look at it in a viewer; its header is sound and its pixels are not",
+    Reason.NOT_FINITE: "export it again; it holds NaN or infinite values",
+}
 
 
 @dataclass(frozen=True)
@@ -61,13 +114,17 @@ class Unfit(Exception):
         self.detail = detail
 
 
+# Libraries that log what they read: values of elements, names of patients.
+_QUOTING = ("pydicom", "nibabel", "nibabel.global", "highdicom.base")
+
+
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Keep what readers of files say out of the logs: pydicom and nibabel quote values.
 
     The switch is the process's, so wrap the whole work around threads, not the work inside one.
     """
-    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel", "nibabel.global")]
+    loggers = [logging.getLogger(name) for name in _QUOTING]
     before = [logger.disabled for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
