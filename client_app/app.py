@@ -88,7 +88,7 @@ def _work(
     import torch
 
     from client_app.patients import find_patients
-    from client_app.training.device import pick_device
+    from client_app.training.device import feeding_processes, pick_device
     from federation import models, tasks
 
     if site.threads is not None:
@@ -110,7 +110,8 @@ def _work(
     if request.train:
         seed = local_seed(experiment.seed, site.hospital, request.round)
         rate = decayed(training, request.round)
-        trained = _train(network, task, patients, training, device, seed, rate, received)
+        workers = feeding_processes(device, site.workers)
+        trained = _train(network, task, patients, training, device, seed, rate, received, workers)
     return outbox.answer(
         request, trained=trained, evaluated=evaluated, shape=shape, metrics=frozenset(task.metrics)
     )
@@ -138,13 +139,21 @@ def _train(
     seed: int,
     rate: float,
     received: Arrays,
+    workers: int,
 ) -> Trained:
     """Local training, and what it changed: local minus received model."""
     from client_app.training.loop import train as train_locally
 
     began = time.monotonic()
     done = train_locally(
-        network, task, patients.training, training, device=device, seed=seed, learning_rate=rate
+        network,
+        task,
+        patients.training,
+        training,
+        device=device,
+        seed=seed,
+        learning_rate=rate,
+        workers=workers,
     )
     local = _arrays(network)
     return Trained(
@@ -193,5 +202,5 @@ def _log(site: Site, error: Exception) -> None:
 def _keep_libraries_quiet() -> None:
     """Readers of images warn with the values they read; this process's output is a log."""
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "nibabel", "monai", "py.warnings"):
+    for name in ("pydicom", "nibabel", "highdicom", "monai", "py.warnings"):
         getLogger(name).setLevel(CRITICAL)

@@ -5,19 +5,28 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
+from rich.table import Table
 
-from client_app.patients import load_patients, set_aside_summary
+from client_app.imaging.cohort import Cohort
+from client_app.imaging.image import Case
+from client_app.imaging.layouts import open_layout
+from client_app.patients import load_patients
 from client_app.policy import Refused, require_patients
+from client_app.private_file import printable
 from client_app.site import Kit, read_kit
 from client_app.training.device import pick_device
+from federation import tasks
 from federation.schema import Component, ConfigError, Site
+from federation.tasks import Task
 
 _WARN_BEFORE = timedelta(days=30)
 _LEAST_FREE = 2 * 1024**3  # bytes
@@ -46,8 +55,8 @@ def run_checks(site: Site, task: str | None, held_out: float, console: Console) 
 
 
 def _plain(text: object) -> str:
-    """What a disk may hold, as a terminal can show it: no markup, no bytes that are not text."""
-    return escape(str(text).encode("utf-8", "backslashreplace").decode())
+    """What a disk may hold, as a terminal can show it: no markup, no control codes."""
+    return escape(printable(text))
 
 
 def _kit(kit: Kit) -> str:
@@ -91,10 +100,9 @@ def _state(site: Site) -> str:
 
 
 def _images(site: Site) -> str:
-    if not site.data.root.is_dir():
-        raise ConfigError(f"there is no folder {site.data.root}")
+    layout = open_layout(site.data)
     next(site.data.root.iterdir(), None)
-    return f"{site.data.root}, read as {site.data.layout}"
+    return f"{site.data.root}, read as {layout.name}"
 
 
 def _patients(site: Site, name: str, held_out: float, console: Console) -> str:
@@ -102,16 +110,17 @@ def _patients(site: Site, name: str, held_out: float, console: Console) -> str:
         raise ConfigError(f"policy.tasks does not allow it; allowed: {site.policy.tasks}")
     component = Component(name=name)
     with Progress(console=console, transient=True) as bar:
-        job = bar.add_task("reading images")
-        found = load_patients(
-            site, component, held_out,
-            lambda done, total: bar.update(job, completed=done, total=total),
-        )  # fmt: skip
+        jobs: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in jobs:
+                jobs[what] = bar.add_task(what)
+            bar.update(jobs[what], completed=done, total=total)
+
+        found = load_patients(site, component, held_out, progress=show)
     cohort = found.cohort
-    for reason, count, example in set_aside_summary(cohort, site.data.root):
-        console.print(
-            f"    set aside {count} × {reason}, such as {_plain(example)}", highlight=False
-        )
+    _print_left_out(cohort, site, console)
+    _print_used(cohort, tasks.build(component), console)
     try:
         require_patients(site.policy, cohort.training_patients)
     except Refused:
@@ -122,5 +131,48 @@ def _patients(site: Site, name: str, held_out: float, console: Console) -> str:
     return (
         f"{cohort.training_patients} to train on ({len(cohort.training)} images), "
         f"{cohort.held_out_patients} held out ({len(cohort.held_out)}), "
-        f"{len(cohort.set_aside)} files set aside"
+        f"{sum(left.count for left in cohort.left_out.values())} files or images set aside"
     )
+
+
+def _print_left_out(cohort: Cohort, site: Site, console: Console) -> None:
+    """What is not used, why, one example, and what would mend it."""
+    if not cohort.left_out:
+        return
+    table = Table(title="set aside", box=SIMPLE, title_justify="left")
+    for heading in ("number", "reason", "such as", "what would mend it"):
+        table.add_column(heading, justify="right" if heading == "number" else "left")
+    for reason, left in cohort.left_out.items():
+        path = left.example.path
+        shown = path.relative_to(site.data.root) if path.is_relative_to(site.data.root) else path
+        example = f"{shown}: {left.example.detail}" if left.example.detail else str(shown)
+        table.add_row(str(left.count), str(reason), _plain(example), reason.remedy)
+    console.print(table)
+
+
+def _print_used(cohort: Cohort, task: Task, console: Console) -> None:
+    """Patients and images to train on and held out, by label and by group."""
+    training, held_out = (_by_group(part, task) for part in (cohort.training, cohort.held_out))
+    table = Table(title="used", box=SIMPLE, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for heading in ("patients to train on", "images", "patients held out", "images"):
+        table.add_column(heading, justify="right")
+    for name in sorted(training.keys() | held_out.keys(), key=lambda name: (name != "all", name)):
+        row: list[str] = []
+        for part in (training, held_out):
+            patients = part.get(name, [])
+            row += [str(len(set(patients))), str(len(patients))]
+        table.add_row(name, *row)
+    console.print(table)
+
+
+def _by_group(cases: Sequence[Case], task: Task) -> dict[str, list[str]]:
+    """For each label and each word of each attribute, the patient of each image."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        groups["all"].append(case.patient)
+        if isinstance(case.label, int):
+            groups[f"label: {task.classes[case.label]}"].append(case.patient)
+        for name, word in case.attributes.items():
+            groups[f"{name}: {word}"].append(case.patient)
+    return groups

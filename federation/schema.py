@@ -144,16 +144,36 @@ class Data(Closed):
     """Where this hospital's images and labels lie, and how they are to be read."""
 
     root: Path = Field(description="folder with the images; only ever read")
-    layout: Literal["dicom", "nifti"] = Field(
-        description="dicom: any tree of DICOM files; nifti: images/ and, for masks, labels/"
+    layout: Literal["auto", "dicom", "nifti", "bids", "decathlon"] = Field(
+        default="auto",
+        description="dicom: any tree of DICOM files; nifti: images/ and, for masks, labels/; "
+        "bids: participants.tsv; decathlon: dataset.json; auto: what the root looks like",
     )
     labels: Path | None = Field(
-        default=None, description="CSV with columns patient,label; masks are found beside images"
+        default=None,
+        description="CSV with a column patient, study or series, and label (a class) or mask (a NIfTI "
+        "file below the root); for bids participants.tsv unless given",
+    )
+    label_column: str = Field(
+        default="label", min_length=1, max_length=64, description="of the table of labels"
+    )
+    label_names: dict[str, str] = Field(
+        default_factory=dict, description="this hospital's words for classes: word to class"
+    )
+    structures: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="class to the names (`GTVp*`, any case) that its segments and regions have here",
     )
     patients: Path | None = Field(
         default=None,
-        description="nifti: CSV with columns file,patient and, if known, sex,age,manufacturer; "
-        "without it each file is a patient",
+        description="nifti, decathlon: CSV with columns file,patient and, if known, "
+        "sex,age,manufacturer; without it each file is a patient",
+    )
+    refresh: float = Field(
+        default=600,
+        ge=0,
+        le=86_400,
+        description="seconds for which a round trusts the last look at the folders",
     )
 
 
@@ -175,6 +195,12 @@ class Site(Closed):
     state: Path = Field(description="folder for pseudonym key, cache and logs; on a private disk")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1, le=256, description="CPU threads for training")
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="processes that prepare images while the model trains; none: as the device needs",
+    )
     data: Data
     policy: Policy = Policy()
 

@@ -19,6 +19,21 @@ KEY_BYTES = 32
 PSEUDONYM_BYTES = 16
 
 
+def open_key(state: Path) -> bytes:
+    """The pseudonym key of a state folder, made on the first use.
+
+    Raises:
+        ConfigError: it is gone or damaged, or others may read it.
+    """
+    file = state / "pseudonym.key"
+    if not file.exists() and (state / "index.sqlite").exists():
+        raise ConfigError(
+            f"{file} is gone, but the index made with it is there: restore the key from a backup. "
+            "A new key would hold out other patients; to accept that, delete index.sqlite too"
+        )
+    return load_key(file)
+
+
 def load_key(path: Path) -> bytes:
     """The hospital's key, 32 bytes; made from the operating system's CSPRNG if there is none yet.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -34,3 +35,14 @@ def pick_device(name: str) -> torch.device:
             "built for CUDA, or use device=auto or device=cpu"
         )
     return torch.device("cuda", index)
+
+
+def feeding_processes(device: torch.device, wanted: int | None) -> int:
+    """How many processes prepare batches: as the site wants, or as the device needs.
+
+    On a CPU none: they would take the cores that train. A GPU is fed by all cores but one, eight at
+    the most.
+    """
+    if wanted is not None:
+        return wanted
+    return min(8, len(os.sched_getaffinity(0)) - 1) if device.type == "cuda" else 0

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from monai.transforms import Randomizable
 from torch import Tensor, nn
 
+from client_app.imaging.image import Case
+from client_app.training.feed import Items, batches
 from federation.schema import Training
-from federation.tasks import Case, Prediction, Task, seeded
-
-
-class Items(Protocol):
-    """Loaded cases by position, never changed: `image` (channels, *spatial) and `label`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+from federation.tasks import Prediction, Task, seeded
 
 
 @dataclass(frozen=True)
@@ -47,18 +38,21 @@ def train(
     device: torch.device,
     seed: int,
     learning_rate: float,
+    workers: int = 0,
 ) -> Trained:
     """Train `network` in place, on `device`, for exactly `training.local_steps` steps.
 
-    Batches follow a seeded permutation of the items, and a new one when it is used up, so a batch
-    may span two. On the CPU the same seed, thread count and PyTorch give the same bits; nothing is
-    drawn from the process's random state. On a GPU the network runs in half precision.
+    For the batches see `feed.batches`. On the CPU the same seed, thread count and PyTorch give the
+    same bits, whatever `workers` is; nothing is drawn from the process's random state. On a GPU the
+    network runs in half precision.
 
     Args:
         learning_rate: of this round; `training.learning_rate` is the first round's.
+        workers: processes that make batches ahead; with none they are made here, one at a time.
 
     Raises:
         NonFiniteLoss: some step's loss was NaN or infinite.
+        client_app.imaging.pool.Lost: a process that makes batches ended or was stuck.
         ValueError: no items.
     """
     if len(items) == 0:
@@ -71,9 +65,20 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     losses: list[Tensor] = []
 
-    with _reproducible(device, seed), _channels_last(network, task, device):
-        batches = _batches(task, items, training.batch_size, seed)
-        for images, labels in itertools.islice(batches, training.local_steps):
+    feed = batches(
+        task.augment,
+        items,
+        size=training.batch_size,
+        steps=training.local_steps,
+        seed=seed,
+        workers=workers,
+    )
+    with (
+        _reproducible(device, seed),
+        _channels_last(network, task, device),
+        contextlib.closing(feed),
+    ):
+        for images, labels in feed:
             with torch.autocast(device.type, dtype=half, enabled=half is not None):
                 logits = network(_send(images, device))
             loss = task.loss(logits.float(), _send(labels, device))
@@ -133,27 +138,12 @@ def squared_distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> T
 def _predict(
     network: nn.Module, task: Task, case: Case, item: Mapping[str, Any], device: torch.device
 ) -> Prediction:
+    """One case's outcome, computed where its logits are, so that no volume of them is kept."""
+    target = torch.as_tensor(item["label"])
     logits = task.infer(network, item["image"].float()[None].to(device))[0]
-    return Prediction(case.patient, logits.float().cpu(), torch.as_tensor(item["label"]))
-
-
-def _batches(task: Task, items: Items, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of augmented images (B, C, *spatial) and labels, drawn from `seed` alone."""
-    augment = copy.deepcopy(task.augment)  # its random state belongs to this training only
-    if isinstance(augment, Randomizable):
-        augment.set_random_state(seed=seeded(seed, "augment").initial_seed() % 2**32)
-    order = _order(len(items), seeded(seed, "order"))
-    while True:
-        batch = [augment(dict(items[index])) for index in itertools.islice(order, size)]
-        yield (
-            torch.stack([sample["image"] for sample in batch]).float(),
-            torch.stack([torch.as_tensor(sample["label"]) for sample in batch]),
-        )
-
-
-def _order(count: int, generator: torch.Generator) -> Iterator[int]:
-    while True:
-        yield from torch.randperm(count, generator=generator).tolist()
+    outcome = task.outcome(logits.float(), target.to(device)).cpu()
+    kept = target if task.kind == "classification" else target.new_empty(0)
+    return Prediction(case.patient, outcome, kept, case.attributes)
 
 
 def _optimizer(network: nn.Module, training: Training, rate: float) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -40,7 +41,26 @@ def test_each_thing_has_a_line(provisioned: Site) -> None:
     assert "✗ coordinator reached over TLS: 127.0.0.1:1 does not answer" in said
     assert "✓ kit and roster: north in federation a" in said
     assert "✓ device: cpu" in said
-    assert "0 files set aside" in said
+    assert "0 files or images set aside" in said
+    assert "such as" not in said, "no table of nothing"
+
+
+def test_patients_are_counted_by_label_and_by_group(provisioned: Site) -> None:
+    _, said = check(provisioned)
+    counts = {
+        " ".join(words[:-4]): [int(word) for word in words[-4:]]
+        for line in said.splitlines()
+        if len(words := line.split()) > 4 and all(word.isdigit() for word in words[-4:])
+    }
+    everybody = counts["all"]
+    assert everybody[0] + everybody[2] == 16
+    assert min(everybody) > 0
+    for name in ("label", "sex", "age_band", "manufacturer"):
+        parts = [numbers for group, numbers in counts.items() if group.startswith(f"{name}: ")]
+        total = [sum(column) for column in zip(*parts, strict=True)]
+        assert total[1::2] == everybody[1::2], f"each image has one {name}"
+        assert name != "label" or total == everybody, "and each patient one label"
+    assert "label: pneumonia" in counts
 
 
 def test_names_that_no_terminal_likes_stop_nothing(provisioned: Site) -> None:
@@ -50,7 +70,8 @@ def test_names_that_no_terminal_likes_stop_nothing(provisioned: Site) -> None:
     odd.parent.mkdir()
     odd.write_bytes(b"no image")
     _, said = check(provisioned)
-    assert "set aside 4 × not_dicom" in said
+    assert re.search(r"^ +4 +not_dicom ", said, re.MULTILINE)
+    assert "nothing to mend" in said
 
 
 def test_a_task_that_policy_forbids_is_said(provisioned: Site) -> None:

@@ -60,6 +60,7 @@ def task(
     *,
     spatial_dims: int | None = None,
     load: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    **fields: Any,
 ) -> Task:
     """A task that knows its kind, and nothing of training."""
 
@@ -76,8 +77,10 @@ def task(
         augment=never,
         loss=never,
         infer=never,
+        outcome=never,
         measure=never,
         metrics=(),
         headline="none",
         patch=(8, 8),
+        **fields,
     )

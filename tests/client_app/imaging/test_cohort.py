@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_app.imaging.cohort import Cohort, build_cohort, split_position
+from client_app.imaging.image import Mask
 from client_app.imaging.pseudonym import pseudonym
 from client_app.imaging.set_aside import Reason
 from federation.schema import ConfigError, Data
@@ -40,6 +41,13 @@ class Radiographs:
     def reasons(self) -> list[tuple[str, Reason]]:
         return [(item.path.name, item.reason) for item in self.cohort().set_aside]
 
+    def counts(self) -> dict[Reason, int]:
+        return counts(self.cohort())
+
+
+def counts(cohort: Cohort) -> dict[Reason, int]:
+    return {reason: left.count for reason, left in cohort.left_out.items()}
+
 
 @pytest.fixture
 def hospital(tmp_path: Path) -> Radiographs:
@@ -70,7 +78,8 @@ def test_order_is_the_same_each_time(hospital: Radiographs) -> None:
     once = hospital.cohort()
     shutil.rmtree(hospital.folder / "state")
     assert hospital.cohort() == once
-    assert list(once.training) == sorted(once.training, key=lambda case: (case.patient, case.image))
+    order = [(case.patient, case.image.files[0]) for case in once.training]
+    assert order == sorted(order)
 
 
 def test_nothing_held_out(hospital: Radiographs) -> None:
@@ -121,7 +130,7 @@ def test_images_without_a_usable_label_are_set_aside(hospital: Radiographs) -> N
         ("2_1.dcm", Reason.LABEL_CONFLICT),
         ("9.dcm", Reason.LABEL_MISSING),
     ]
-    assert hospital.cohort().set_aside_reasons == {
+    assert hospital.counts() == {
         Reason.LABEL_MISSING: 3,
         Reason.LABEL_UNKNOWN: 2,
         Reason.LABEL_CONFLICT: 2,
@@ -132,7 +141,10 @@ def test_copy_of_an_image_counts_once(hospital: Radiographs) -> None:
     hospital.add("A")
     root = hospital.folder / "root"
     shutil.copy(root / "0_0.dcm", root / "z.dcm")
-    assert hospital.reasons() == [("z.dcm", Reason.DUPLICATE)]
+    assert hospital.reasons() == []
+    left = hospital.cohort().unread[Reason.DUPLICATE]
+    assert (left.count, left.example.path.name) == (1, "z.dcm")
+    assert len(hospital.cohort(held_out=0).training) == 2
 
 
 def test_classification_needs_labels(tmp_path: Path) -> None:
@@ -168,14 +180,12 @@ def test_pairs_of_image_and_mask(tmp_path: Path) -> None:
     volume(root / "labels/orphan.nii.gz")
     volume(root / "labels/flat.nii.gz", (4, 5))
     cohort = segmentation(Data(root=root, layout="nifti"), tmp_path)
-    assert {case.image.relative_to(root / "images") for case in cohort.training} == {
-        Path("good.nii.gz"),
-        Path("deep/good.nii.gz"),
-        Path("rounded.nii.gz"),
-    }
+    pairs = {}
     for case in cohort.training:
-        assert isinstance(case.label, Path)
-        assert case.label.relative_to(root / "labels") == case.image.relative_to(root / "images")
+        assert isinstance(case.label, Mask)
+        image = case.image.files[0].relative_to(root / "images")
+        pairs[str(image)] = str(case.label.file.relative_to(root / "labels"))
+    assert pairs == {name: name for name in ("good.nii.gz", "deep/good.nii.gz", "rounded.nii.gz")}
     assert {str(item.path.relative_to(root)): item.reason for item in cohort.set_aside} == {
         "images/alone.nii.gz": Reason.MASK_MISSING,
         "images/shape.nii.gz": Reason.GEOMETRY_DIFFERS,
@@ -189,7 +199,7 @@ def test_unpaired_hippocampi(shared_data: Path, tmp_path: Path) -> None:
     data = Data(root=shared_data / "hippocampus_unpaired", layout="nifti")
     cohort = segmentation(data, tmp_path)
     assert cohort.training == ()
-    assert cohort.set_aside_reasons == {Reason.IMAGE_MISSING: 2, Reason.MASK_MISSING: 1}
+    assert counts(cohort) == {Reason.IMAGE_MISSING: 2, Reason.MASK_MISSING: 1}
 
 
 def test_real_hippocampi(shared_data: Path, tmp_path: Path) -> None:
@@ -201,4 +211,4 @@ def test_real_hippocampi(shared_data: Path, tmp_path: Path) -> None:
     cohort = segmentation(data, tmp_path)
     assert len(cohort.training) == len(rows) == 123
     assert cohort.training_patients == len({row.split(",")[1] for row in rows})
-    assert cohort.set_aside == ()
+    assert cohort.left_out == {}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -13,12 +15,25 @@ import torch
 from client_app.imaging import phantoms
 from client_app.imaging.cache import CachedCases
 from client_app.imaging.cohort import build_cohort
-from client_app.imaging.phantoms import chest_xray, hippocampus
+from client_app.imaging.phantoms import _dicom, chest_xray, hippocampus
+from client_app.imaging.set_aside import Reason
 from federation import tasks
 from federation.schema import Component, ConfigError
 from tests.client_app.imaging.samples import KEY
 
-NAMES = ("chest_xray", "hippocampus")
+Layout = Literal["dicom", "nifti"]
+
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "alzheimers": ("dicom", "nifti"),
+    "chest_xray": ("dicom",),
+    "hippocampus": ("nifti",),
+    "mammography": ("dicom",),
+    "tumour_segmentation": ("dicom", "nifti"),
+}
+EVERY = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
+IMAGES = (".dcm", ".nii.gz")
+# What some phantoms hold beside the task's images, to be left out.
+BESIDE = {Reason.NOT_FOR_TASK, Reason.LOCALISER}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -29,38 +44,93 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_same_arguments_give_the_same_bytes(name: str, tmp_path: Path) -> None:
-    def made(folder: str, *, patients: int = 4, site: int = 1, seed: int = 3) -> dict[str, bytes]:
-        phantoms.write(name, tmp_path / folder, patients=patients, site=site, seed=seed)
+@pytest.mark.parametrize(("name", "layout"), EVERY)
+@pytest.mark.parametrize("site", [1, 2])
+def test_same_arguments_give_the_same_bytes(
+    name: str, layout: Layout, site: int, tmp_path: Path
+) -> None:
+    def made(
+        folder: str, *, patients: int = 3, site: int = site, seed: int = 3
+    ) -> dict[str, bytes]:
+        phantoms.write(
+            name, tmp_path / folder, patients=patients, site=site, seed=seed, layout=layout
+        )
         return files(tmp_path / folder)
 
     once = made("once")
     assert made("again") == once
-    longer = made("longer", patients=6)
+    longer = made("longer", patients=5)
+    assert len(longer) > len(once)
     for path, content in once.items():
-        if not path.endswith(".csv"):
+        if path.endswith(IMAGES):
             assert longer[path] == content
-    images = {path for path in once if not path.endswith(".csv")}
-    for other in (made("seed", seed=4), made("site", site=2)):
-        assert not images & {path for path, content in other.items() if once.get(path) == content}
+        else:  # tables grow at their end
+            assert longer[path].startswith(content)
+    images = {content for path, content in once.items() if path.endswith(IMAGES)}
+    for other in (made("seed", seed=4), made("site", site=site + 1)):
+        assert not images & set(other.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("site", [0, 1, 2, 3, 6])
-def test_every_phantom_serves_its_task(name: str, site: int, tmp_path: Path) -> None:
-    data = phantoms.write(name, tmp_path / "data", patients=5, site=site, seed=0)
+@pytest.mark.parametrize(("name", "layout"), EVERY)
+@pytest.mark.parametrize("site", [0, 1, 2, 3])
+def test_every_phantom_serves_its_task(
+    name: str, layout: Layout, site: int, tmp_path: Path
+) -> None:
+    data = phantoms.write(name, tmp_path / "data", patients=3, site=site, seed=0, layout=layout)
     task = tasks.build(Component(name=name))
     cohort = build_cohort(data, task, state=tmp_path / "state", key=KEY, held_out=0.3)
-    assert cohort.set_aside == ()
-    assert cohort.training_patients + cohort.held_out_patients == 5
+    # The tables of a BIDS tree are no images.
+    beside = BESIDE | ({Reason.NOT_NIFTI} if data.layout == "bids" else set())
+    assert set(cohort.left_out) <= beside
+    assert cohort.training_patients + cohort.held_out_patients == 3
     cases = cohort.training + cohort.held_out
-    dataset = CachedCases(cases, task.load, tmp_path / "cache", "t")
+    assert all(case.attributes["manufacturer"] != "unknown" for case in cases)
+    dataset = CachedCases(cases[:1], task.load, tmp_path / "cache", "t")
     usable, set_aside = dataset.prepare()
     assert set_aside == []
-    assert len(usable) == len(cases)
+    assert len(usable) == 1
     assert all(torch.isfinite(dataset[number]["image"]).all() for number in usable)
-    assert all(case.attributes["manufacturer"] != "unknown" for case in cases)
+    if task.kind == "segmentation":
+        assert all(dataset[number]["label"].any() for number in usable)
+
+
+def test_layouts_are_what_the_tasks_offer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not written as nifti; only as dicom"):
+        phantoms.write("mammography", tmp_path, patients=1, site=0, seed=0, layout="nifti")
+    assert list(tmp_path.iterdir()) == []
+    given = phantoms.write("chest_xray", tmp_path, patients=1, site=0, seed=0, layout="dicom")
+    assert given.layout == "dicom"
+
+
+def test_no_two_hospitals_share_an_identifier(tmp_path: Path) -> None:
+    seen: dict[tuple[str, str], tuple[str, int, int]] = {}
+    for name, layouts in LAYOUTS.items():
+        for site, seed in ((0, 0), (1, 0), (4, 0), (0, 1)):
+            if "dicom" not in layouts:
+                continue
+            out = tmp_path / f"{name}{site}{seed}"
+            phantoms.write(name, out, patients=2, site=site, seed=seed)
+            for path in out.rglob("*.dcm"):
+                dataset = pydicom.dcmread(path, stop_before_pixels=True)
+                words = [("instance", dataset.SOPInstanceUID), ("study", dataset.StudyInstanceUID)]
+                words.append(("series", dataset.SeriesInstanceUID))
+                if "FrameOfReferenceUID" in dataset:
+                    words.append(("frame", dataset.FrameOfReferenceUID))
+                for word in words:
+                    assert seen.setdefault(word, (name, site, seed)) == (name, site, seed)
+                assert f"{site:02d}-" in dataset.PatientID
+                assert str(dataset.PatientName) == f"Phantom^{dataset.PatientID}"
+    assert len(seen) > 500
+
+
+def test_records_have_gaps_as_archives_do() -> None:
+    people = [
+        _dicom.draw_person(np.random.default_rng(i), "P", age=60, spread=10) for i in range(400)
+    ]
+    sexes = Counter(person.sex for person in people)
+    assert set(sexes) == {"F", "M", "O", ""}
+    assert 5 <= sexes["O"] + sexes[""] <= 40
+    assert 5 <= sum(not person.age_known for person in people) <= 35
 
 
 def test_unknown_task() -> None:

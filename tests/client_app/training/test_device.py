@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from client_app.training.device import pick_device
+from client_app.training.device import feeding_processes, pick_device
 from federation.schema import ConfigError
 
 
@@ -39,3 +41,14 @@ def test_with_gpus_auto_is_the_first() -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="use auto, cpu, cuda or cuda:N"):
         pick_device(name)
+
+
+def test_a_gpu_is_fed_by_processes_and_a_cpu_is_left_to_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    assert feeding_processes(torch.device("cpu"), None) == 0
+    assert feeding_processes(torch.device("cuda", 0), None) == 5
+    assert feeding_processes(torch.device("cpu"), 3) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert feeding_processes(torch.device("cuda", 0), None) == 8

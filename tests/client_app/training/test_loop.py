@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from client_app.imaging.header import Kind
+from client_app.imaging.image import Case, Image
 from client_app.training.loop import NonFiniteLoss, Trained, evaluate, squared_distance, train
 from federation import models, tasks
 from federation.schema import Component, Training
-from federation.tasks import Case, Task
+from federation.tasks import Task
 
 CPU = torch.device("cpu")
 
@@ -59,7 +61,10 @@ def _radiographs(count: int, *, size: int = 32) -> list[dict[str, Tensor]]:
 
 
 def _cases(count: int) -> list[Case]:
-    return [Case(patient=f"p{index}", image=Path(), label=index % 2) for index in range(count)]
+    return [
+        Case(Image(Kind.RADIOGRAPH, f"p{index}", (Path(),), (32, 32)), label=index % 2)
+        for index in range(count)
+    ]
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
@@ -248,6 +253,20 @@ def test_three_dimensional_training_repeats_to_the_bit() -> None:
         networks.append(models.build(Component(name="unet", dropout=0.2), task, seed=0))
         _step(networks[-1], task, items, _training(optimizer="adam", learning_rate=1e-3))
     assert _same(*networks)
+
+
+@pytest.mark.usefixtures("all_made_elsewhere")
+def test_processes_that_make_batches_change_no_bit_of_the_weights() -> None:
+    """Here augmentation runs where only deterministic algorithms may, there where all may."""
+    task = tasks.build(Component(name="chest_xray", size=32))
+    networks, losses = [], []
+    for workers in (0, 2):
+        networks.append(models.build(Component(name="mlp"), task, seed=0))
+        training = _training(local_steps=9, batch_size=4, learning_rate=1e-3)
+        trained = _step(networks[-1], task, _radiographs(6), training, workers=workers)
+        losses.append(trained)
+    assert _same(*networks)
+    assert losses[0] == losses[1]
 
 
 def test_the_process_and_the_task_are_left_as_they_were() -> None:
