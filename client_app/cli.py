@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
 
 from client_app.site import SITE_VARIABLE, read_kit, read_site
@@ -20,6 +23,10 @@ console = Console()
 
 SiteOption = Annotated[
     Path, typer.Option("--site", envvar=SITE_VARIABLE, help="The hospital's own configuration.")
+]
+OptionalSite = Annotated[
+    Path | None,
+    typer.Option("--site", envvar=SITE_VARIABLE, help="The hospital's own configuration."),
 ]
 DEFAULT_SITE = Path("site.yaml")
 
@@ -59,25 +66,143 @@ def start(site: SiteOption = DEFAULT_SITE) -> None:
 
 
 @app.command()
+def index(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="DIR",
+            show_default=False,
+            help="Folders to look at; without any, the site's data.",
+        ),
+    ] = None,
+    site: OptionalSite = None,
+    state: Annotated[
+        Path, typer.Option(help="With folders and no site: where key and index lie.")
+    ] = Path("state"),
+    report: Annotated[
+        Path | None,
+        typer.Option(help="HTML overview with thumbnails, for this hospital's eyes only."),
+    ] = None,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, max=1000, help="Most images that the overview shows.")
+    ] = 60,
+    rejected: Annotated[
+        Path | None, typer.Option(help="CSV with a row for each file that was set aside.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print counts as JSON, without any path.")
+    ] = False,
+) -> None:
+    """Bring the index of the images up to date; say what there is, what was set aside, and why.
+
+    Example: hospital index /mnt/archive --state state --report overview.html
+    """
+    from client_app.imaging.pseudonym import open_key
+    from client_app.overview import roots, screen
+
+    if folders:
+        state = read_site(site).state if site is not None else state
+        looked_at = roots.of_folders(folders, state)
+    else:
+        content = read_site(site or DEFAULT_SITE)
+        looked_at, state = roots.of_site(content), content.state
+    found = roots.look(
+        looked_at,
+        open_key(state),
+        report=report,
+        rejected=rejected,
+        thumbnails=thumbnails,
+        console=Console(stderr=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+        return
+    screen.show(found, console)
+    for written in (report, rejected):
+        if written is not None:
+            console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a run: experiment.json and model.safetensors.")
+    ],
+    series: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SERIES",
+            help="Folders or files (DICOM, NIfTI), or SeriesInstanceUIDs that the site's index knows.",
+        ),
+    ],
+    site: OptionalSite = None,
+    out: Annotated[Path, typer.Option(help="Folder for the answers.")] = Path("predictions"),
+    force: Annotated[bool, typer.Option("--force", help="Replace predictions in --out.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N; by default the site's, or auto.")
+    ] = None,
+) -> None:
+    """What a trained model says of images here. For research; not a medical device.
+
+    Segmentations come as DICOM SEG and RTSTRUCT that refer to their series, or as NIfTI masks;
+    classifications as CSV and JSON.
+
+    Example: hospital predict runs/monday /mnt/archive/series-7 --out predictions
+    """
+    from client_app.prediction import screen
+
+    content = read_site(site) if site is not None else None
+    named = device or (content.device if content is not None else "auto")
+    screen.run(run, series, site=content, out=out, force=force, device=named, console=console)
+
+
+@app.command()
 def phantom(
-    task: Annotated[str, typer.Option(help="chest_xray or hippocampus.")],
+    task: Annotated[str, typer.Option(help="Which task's images to make.")],
     patients: Annotated[int, typer.Option(min=1, help="How many patients to make.")],
     out: Annotated[Path, typer.Option(help="Folder to fill; must not exist, or be empty.")],
-    shift: Annotated[
-        int, typer.Option(min=0, help="Which hospital's scanner, habits and patients to imitate.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same images.")] = 0,
+    imitated: Annotated[
+        str,
+        typer.Option(
+            "--site",
+            help="Which hospital's scanner, habits and patients to imitate: A, B, … or 0, 1, …",
+        ),
+    ] = "A",
+    layout: Annotated[
+        str | None, typer.Option(help="dicom or nifti, for tasks that have both.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same images.")] = 0,
 ) -> None:
     """Make phantom images to rehearse with before real ones are mounted.
 
-    Example: hospital phantom --task chest_xray --patients 60 --out phantoms
+    Example: hospital phantom --task tumour_segmentation --patients 20 --site B --out phantoms
     """
     from client_app.imaging import phantoms
 
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another --out")
-    phantoms.write(task, out, patients=patients, site=shift, seed=seed)
-    console.print(f"{patients} phantom patients for {task} in {out}")
+    data = phantoms.write(
+        task, out.resolve(), patients=patients, site=_number(imitated), seed=seed, layout=layout
+    )
+    section = out / "site-data.yaml"
+    section.write_text(
+        "# Where these phantoms lie, as a site's configuration says it.\n"
+        + yaml.safe_dump({"data": data.model_dump(mode="json", exclude_defaults=True)})
+    )
+    console.print(
+        f"{patients} phantom patients for {task} in {out}; for site.yaml: {section}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _number(imitated: str) -> int:
+    if re.fullmatch(r"[A-Za-z]", imitated):
+        return ord(imitated.upper()) - ord("A")
+    if re.fullmatch(r"\d{1,4}", imitated):
+        return int(imitated)
+    raise ConfigError(f"--site {imitated}: write a letter A to Z or a number from 0")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from rich.console import Console
 from federation.command_line import runs_as
 from federation.processes import free_port, wait_until
 from federation.schema import ConfigError
+from server_app import compose
 from server_app.control import Control, Unreachable
 from server_app.home import Home
 
@@ -48,8 +49,13 @@ def demo(
 ) -> None:
     """Train one model over hospitals that differ, and write the report.
 
-    Example: scripts/demo --hospitals 4 rounds=5 strategy=fedadam
+    Examples: scripts/demo --hospitals 4 rounds=5 strategy=fedadam
+    scripts/demo --experiment tumour_segmentation
     """
+    chosen = [f"experiment={experiment}", *(overrides or [])]
+    task = compose.experiment(
+        chosen
+    ).task.name  # and a misspelt override is refused before anything is made
     out.mkdir(parents=True, exist_ok=True)
     state = Path(tempfile.mkdtemp(prefix="state-", dir=out))
     names = NAMES[:hospitals]
@@ -57,11 +63,13 @@ def demo(
     try:
         with ExitStack() as running:
             home = _federation(state, names)
-            sites = [_hospital(state, home, name, n, patients) for n, name in enumerate(names)]
-            _samples(state)
-            _start(running, state, home, names, sites)
+            sites = [
+                _hospital(state, home, task, name, n, patients) for n, name in enumerate(names)
+            ]
+            _samples(state, task)
+            _start(running, state, home, task, names, sites)
             run = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
-            code = _run(home, [f"run={run}", f"experiment={experiment}", *(overrides or [])])
+            code = _run(home, [f"run={run}", *chosen])
             if (home.runs / run / "model.safetensors").exists():
                 shutil.copytree(home.runs / run, out / run)
                 _finish(home, run, out / run, state)
@@ -84,34 +92,42 @@ def _federation(state: Path, names: tuple[str, ...]) -> Home:
     return home
 
 
-def _hospital(state: Path, home: Home, name: str, number: int, patients: int) -> Path:
+def _hospital(state: Path, home: Home, task: str, name: str, number: int, patients: int) -> Path:
     """A hospital's folder with images, labels, kit and site configuration."""
     folder = state / name
     folder.mkdir()
-    # sizes differ, and so do scanners, ages and how frequent the finding is (the phantom's --shift)
+    # sizes differ, and so do scanners, ages and how frequent the finding is (the phantom's --site)
     count = patients + (number % 3 - 1) * patients // 4
     _command(
-        "hospital", "phantom", "--task", "chest_xray", "--patients", str(count),
-        "--shift", str(number), "--seed", str(number), "--out", str(folder / "data"),
+        "hospital", "phantom", "--task", task, "--patients", str(count),
+        "--site", str(number), "--seed", str(number), "--out", str(folder / "data"),
     )  # fmt: skip
     shutil.move(home.kit(name), folder / "kit")
-    site = yaml.safe_load((ROOT / "configs/site/chest_xray.yaml").read_text())
+    site = yaml.safe_load((ROOT / f"configs/site/{task}.yaml").read_text())
     site |= {"hospital": name, "threads": 1}
-    site["data"] |= {"root": "data/images", "labels": "data/labels.csv"}
+    # The phantoms come with the section of a site's configuration that says where they lie.
+    site |= yaml.safe_load((folder / "data" / "site-data.yaml").read_text())
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(site))
     return path
 
 
-def _samples(state: Path) -> None:
+def _samples(state: Path, task: str) -> None:
+    """Phantoms that no hospital has; volumes as NIfTI, which the coordinator can read."""
+    layout = ["--layout", "nifti"] if task in ("alzheimers", "tumour_segmentation") else []
     _command(
-        "hospital", "phantom", "--task", "chest_xray", "--patients", "30",
+        "hospital", "phantom", "--task", task, "--patients", "30", *layout,
         "--seed", str(SAMPLES_SEED), "--out", str(state / "samples"), quiet=True,
     )  # fmt: skip
 
 
 def _start(
-    running: ExitStack, state: Path, home: Home, names: tuple[str, ...], sites: list[Path]
+    running: ExitStack,
+    state: Path,
+    home: Home,
+    task: str,
+    names: tuple[str, ...],
+    sites: list[Path],
 ) -> None:
     console.rule("services")
     _service(running, state / "coordinator.log", "coordinator", "start", "--home", str(home.path))
@@ -120,7 +136,7 @@ def _start(
     # What IT does before the first round; it also reads the images into the cache.
     if not wait_until(lambda: _online(home) is not None, seconds=90):
         raise ConfigError("the SuperLink did not come up")
-    _command("hospital", "check", "--site", str(sites[0]), "--task", "chest_xray")
+    _command("hospital", "check", "--site", str(sites[0]), "--task", task)
     if not wait_until(lambda: _online(home) == set(names), seconds=90):
         raise ConfigError("not all hospitals connected")
     console.print(f"connected: {', '.join(names)}")

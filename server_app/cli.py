@@ -194,9 +194,9 @@ def _report(folder: Path, samples: Path | None = None) -> Path:
 
     if samples is None:
         return write_report(folder)
-    from server_app.report.samples import find_cases, predict_samples
+    from server_app.report.samples import find_examples, predict_samples
 
-    return write_report(folder, samples=predict_samples(folder, find_cases(folder, samples)))
+    return write_report(folder, samples=predict_samples(folder, find_examples(folder, samples)))
 
 
 def _split(overrides: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -7,13 +7,14 @@ that file and `configs/task/NAME.yaml`.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from federation import registry
@@ -21,27 +22,41 @@ from federation.schema import Component
 
 
 @dataclass(frozen=True)
-class Case:
-    """One image of one patient with what is to be learnt from it.
+class Selection:
+    """Which images of a hospital serve a task. What is outside is set aside as `not_for_task`.
 
-    `patient` is the keyed pseudonym, never the identifier. `label` is a class index for
-    classification, or the path of a mask for segmentation. `attributes` hold what fairness is
-    measured by (`sex`, `age_band`, `manufacturer`, …), `unknown` where nothing usable was found.
+    Attributes:
+        modalities: DICOM's codes (PS3.3 C.7.3.1.1.1). An image that states none (NIfTI) passes.
+        attributes: for an attribute (`view`, `weighting` …) the words that pass; `unknown` passes only
+            where it is listed.
+        least_extent: mm that a volume must cover along each of its axes.
+        largest_spacing: mm between voxels along a volume's coarsest axis.
+        several_volumes: whether series of several volumes (4-D) serve, by their first one.
     """
 
-    patient: str
-    image: Path
-    label: int | Path
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    modalities: frozenset[str] = frozenset()
+    attributes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    least_extent: float = 0.0
+    largest_spacing: float = math.inf
+    several_volumes: bool = False
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model said of one case (logits, C × spatial or C) and what is true (target)."""
+    """What is kept of the model's answer on one held-out case.
+
+    Attributes:
+        patient: the keyed pseudonym, never the identifier.
+        outcome: what `Task.outcome` made of the logits: small, so that volumes need not be kept.
+        target: the class index; for segmentation empty, the truth being in the outcome.
+        attributes: what fairness is measured by (`sex`, `age_band`, …) and whatever else the images
+            say (`laterality`, `view`).
+    """
 
     patient: str
-    logits: Tensor
+    outcome: Tensor
     target: Tensor
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,17 +64,33 @@ class Task:
     """An application, ready to use.
 
     Attributes:
-        load: deterministic part: `{"image": path, "label": path or int}` to
-            `{"image": float tensor (channels, *spatial), "label": tensor}`; its result is cached.
+        classes: names by class index; a segmentation's first is the background.
+        load: deterministic part, whose result is cached. Gets `{"image", "label", "attributes"}`:
+            image a `MetaTensor` float32 (channels, *spatial) whose affine leads from voxels to RAS+ in
+            mm (of a radiograph (1, rows, columns), its pixel spacing alone), denser tissue brighter;
+            label a class index, or a `MetaTensor` uint8 of class indices on the image's grid;
+            attributes the image's words. Gives `{"image": float tensor (channels, *spatial),
+            "label": tensor}`.
         augment: random part, drawn anew each time, on what `load` gave; keeps shapes fixed so that
             samples can be batched (patches are cropped here).
         loss: (logits, target batch) to a scalar.
         infer: (network, image batch) to logits; sliding windows where images are larger than patches.
+        outcome: (logits, target) of one case to what `measure` needs of it, a small tensor.
         measure: predictions on held-out cases to metrics, each a finite float. A metric that cannot
             be computed (one class only) is left out.
         metrics: all names that `measure` may give: the only ones that may leave a hospital.
         headline: the metric by which models are compared; larger is better.
         patch: voxels or pixels along each axis of what `augment` gives, so of what a network sees.
+        selection: which images serve.
+        synonyms: other words for classes in tables, lower case, to the class's name.
+        structures: for segmentation, foreground class to patterns (`gtv*`, any case) of the names that
+            segments and regions of interest have by default; a site's `data.structures` comes first.
+        place: the spatial part of `load` alone, of the same image: where the voxels of what the network
+            sees lie. Its result has the shape of `load`'s image and an affine to RAS+ in mm, so that
+            what the network says of a volume can be brought back onto the image's own voxels.
+            Segmentation needs it to write predictions (`hospital predict`).
+        label_by: what a row of the table of labels speaks of beside the patient: `laterality` tells
+            the two breasts apart where the table has such a column.
     """
 
     name: str
@@ -71,10 +102,16 @@ class Task:
     augment: Callable[[dict[str, Any]], dict[str, Any]]
     loss: Callable[[Tensor, Tensor], Tensor]
     infer: Callable[[nn.Module, Tensor], Tensor]
+    outcome: Callable[[Tensor, Tensor], Tensor]
     measure: Callable[[Sequence[Prediction]], dict[str, float]]
     metrics: tuple[str, ...]
     headline: str
     patch: tuple[int, ...]
+    selection: Selection = Selection()
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    structures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    label_by: tuple[str, ...] = ()
+    place: Callable[[MetaTensor], MetaTensor] | None = None
 
 
 def build(component: Component) -> Task:

@@ -1,4 +1,4 @@
-"""Pneumonia or not in one chest radiograph (DICOM), a 2-D classification."""
+"""Pneumonia or not in one frontal chest radiograph, a 2-D classification."""
 
 from __future__ import annotations
 
@@ -20,20 +20,27 @@ from monai.transforms import (
     Resize,
     SpatialPad,
 )
-from numpy.typing import NDArray
 from pydantic import Field
-from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_modality_lut
-from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
 from torch.nn import functional
 
 from federation.schema import Closed
-from federation.tasks import Prediction, Task
+from federation.tasks import Prediction, Selection, Task
+from federation.tasks._classification import (
+    auroc,
+    class_index,
+    collect,
+    infer,
+    known,
+    logits_of,
+    recall,
+)
 
 CLASSES = ("normal", "pneumonia")
 METRICS = ("auroc", "balanced_accuracy", "sensitivity", "specificity", "loss")
+SYNONYMS = {
+    **dict.fromkeys(("no", "negative", "no finding", "no_finding", "healthy"), "normal"),
+    **dict.fromkeys(("yes", "positive", "pneumonic"), "pneumonia"),
+}
 
 
 class Options(Closed):
@@ -58,11 +65,17 @@ def build(options: Options) -> Task:
         load=partial(_load, prepare=_deterministic(options)),
         augment=_random(options),
         loss=functional.cross_entropy,
-        infer=_infer,
+        infer=infer,
+        outcome=logits_of,
         measure=_measure,
         metrics=METRICS,
         headline="auroc",
         patch=(options.size, options.size),
+        selection=Selection(
+            modalities=frozenset({"CR", "DX", "DR", "RG"}),
+            attributes={"view": frozenset({"pa", "ap", "unknown"})},
+        ),
+        synonyms=SYNONYMS,
     )
 
 
@@ -70,47 +83,12 @@ def _load(item: dict[str, Any], *, prepare: Compose) -> dict[str, Any]:
     """One radiograph and its class index.
 
     Raises:
-        ValueError: a file with colours or several frames, or a label that is no class.
+        ValueError: values that are not finite, or a label that is no class.
     """
-    label = int(item["label"])
-    if label not in range(len(CLASSES)):
-        raise ValueError(f"label {label} is no class: use 0 for normal and 1 for pneumonia")
-    image = prepare(brightness(dcmread(item["image"]))[None])
-    return {"image": image, "label": torch.tensor(label)}
-
-
-def brightness(dataset: Dataset) -> NDArray[np.float32]:
-    """Pixels (rows, columns) of one radiograph, in which denser tissue is always brighter.
-
-    The modality transform (rescale slope and intercept, or its table) is applied. The VOI window is
-    not: it is what a workstation last showed, it differs by vendor, and percentiles do its work.
-    Padding outside the collimator (PS3.3 C.7.5.1.1.2) takes the darkest value of the rest.
-
-    Raises:
-        ValueError: colours or several frames.
-    """
-    interpretation = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-    stored = dataset.pixel_array
-    if not interpretation.startswith("MONOCHROME") or stored.ndim != 2:
-        raise ValueError(
-            f"one greyscale frame is wanted, not {interpretation} of shape {stored.shape}"
-        )
-    pixels = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32)
-    if interpretation == "MONOCHROME1":  # the lowest value is shown white
-        pixels = pixels.max() + pixels.min() - pixels
-    padding = _padding(stored, dataset)
-    if padding.any() and not padding.all():
-        pixels[padding] = pixels[~padding].min()
-    return pixels
-
-
-def _padding(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_]:
-    """Where stored values lie between PixelPaddingValue and PixelPaddingRangeLimit, if given."""
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
-        return np.zeros(stored.shape, dtype=bool)
-    low, high = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit", value))))
-    return (stored >= low) & (stored <= high)
+    label = class_index(item, CLASSES)
+    if not torch.isfinite(item["image"]).all():
+        raise ValueError("image has values that are not finite")
+    return {"image": prepare(item["image"]), "label": label}
 
 
 def _deterministic(options: Options) -> Compose:
@@ -147,11 +125,6 @@ def _random(options: Options) -> Compose:
     )
 
 
-def _infer(network: nn.Module, images: Tensor) -> Tensor:
-    logits: Tensor = network(images)
-    return logits
-
-
 def _measure(predictions: Sequence[Prediction]) -> dict[str, float]:
     """A case is called pneumonia where its probability is at least one half.
 
@@ -160,15 +133,17 @@ def _measure(predictions: Sequence[Prediction]) -> dict[str, float]:
     """
     if not predictions:
         return {}
-    logits = torch.stack([case.logits for case in predictions]).double()
-    target = torch.stack([case.target for case in predictions]).long()
-    margin = logits[:, 1] - logits[:, 0]
-    correct = (margin >= 0) == (target == 1)
-    result = {"loss": functional.cross_entropy(logits, target).item()}
-    for name, label in (("sensitivity", 1), ("specificity", 0)):
-        if (target == label).any():
-            result[name] = correct[target == label].double().mean().item()
-    if "sensitivity" in result and "specificity" in result:
-        result["balanced_accuracy"] = (result["sensitivity"] + result["specificity"]) / 2
-        result["auroc"] = float(roc_auc_score(target.numpy(), margin.numpy()))
-    return result
+    logits, target = collect(predictions)
+    margin, truth = (logits[:, 1] - logits[:, 0]).numpy(), target.numpy()
+    said = (margin >= 0).astype(np.int64)
+    sensitivity, specificity = recall(said, truth, 1), recall(said, truth, 0)
+    recalls = [value for value in (sensitivity, specificity) if value is not None]
+    return known(
+        {
+            "auroc": auroc(margin, truth),
+            "balanced_accuracy": sum(recalls) / 2 if len(recalls) == 2 else None,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "loss": functional.cross_entropy(logits, target).item(),
+        }
+    )

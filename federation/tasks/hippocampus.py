@@ -1,4 +1,4 @@
-"""Anterior and posterior hippocampus in T1 MR volumes (NIfTI), a 3-D segmentation.
+"""Anterior and posterior hippocampus in T1 MR volumes, a 3-D segmentation.
 
 Masks hold 0 background, 1 anterior, 2 posterior, as in Task04 of the Medical Segmentation Decathlon
 (Antonelli et al. 2022, doi:10.1038/s41467-022-30695-9).
@@ -6,15 +6,12 @@ Masks hold 0 background, 1 anterior, 2 posterior, as in Task04 of the Medical Se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
-import nibabel
-import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
 from monai.metrics import compute_dice
@@ -24,6 +21,7 @@ from monai.transforms import (
     Compose,
     EnsureTyped,
     NormalizeIntensityd,
+    Orientation,
     Orientationd,
     RandAffined,
     RandFlipd,
@@ -31,18 +29,25 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandShiftIntensityd,
     RandSpatialCropd,
+    Spacing,
     Spacingd,
+    SpatialPad,
     SpatialPadd,
 )
-from nibabel.funcs import squeeze_image
 from pydantic import Field
 from torch import Tensor
 
 from federation.schema import Closed
-from federation.tasks import Prediction, Task
+from federation.tasks import Prediction, Selection, Task
+from federation.tasks._classification import known
+from federation.tasks._volumes import checked
 
 CLASSES = ("background", "anterior", "posterior")
 METRICS = ("dice", "dice_anterior", "dice_posterior", "loss")
+STRUCTURES = {
+    "anterior": ("anterior*", "*hippocamp*ant*"),
+    "posterior": ("posterior*", "*hippocamp*post*"),
+}
 
 Voxels = Annotated[int, Field(ge=8, le=256)]
 
@@ -81,10 +86,17 @@ def build(options: Options) -> Task:
         augment=_random(options),
         loss=loss,
         infer=partial(_infer, SlidingWindowInferer(options.patch, 4, options.overlap, "gaussian")),
-        measure=partial(_measure, loss=loss),
+        outcome=partial(_outcome, loss=loss),
+        measure=_measure,
         metrics=METRICS,
         headline="dice",
         patch=options.patch,
+        selection=Selection(
+            modalities=frozenset({"MR"}),
+            attributes={"weighting": frozenset({"t1", "unknown"})},
+        ),
+        structures=STRUCTURES,
+        place=_spatial(options),
     )
 
 
@@ -92,31 +104,12 @@ def _load(item: dict[str, Any], *, prepare: Compose) -> dict[str, Any]:
     """Image and mask on one grid.
 
     Raises:
-        ValueError: more than one volume in a file, a mask on another grid than its image or with
-            other values than 0, 1 and 2, or an image with values that are not finite.
+        ValueError: a mask of another shape than its image or with other values than 0, 1 and 2, or
+            an image with values that are not finite.
     """
-    image, mask = _volume(item["image"]), _volume(item["label"])
-    if image.shape != mask.shape or not np.allclose(image.affine, mask.affine, atol=1e-3):
-        raise ValueError("mask and image differ in shape or affine: resample the mask first")
-    if not torch.isfinite(image).all():
-        raise ValueError("image has values that are not finite")
-    if not set(mask.unique().tolist()) <= set(range(len(CLASSES))):
-        raise ValueError("mask has values other than 0, 1 (anterior) and 2 (posterior)")
+    image, mask = checked(item, CLASSES)
     prepared: dict[str, Any] = prepare({"image": image, "label": mask})
     return prepared
-
-
-def _volume(path: str | Path) -> MetaTensor:
-    """One NIfTI file, float32, (1, i, j, k) with its affine to RAS+ in millimetres.
-
-    Not MONAI's LoadImage: it tries every other reader on a file that this one refuses, and keeps the
-    path in what it returns.
-    """
-    file = squeeze_image(nibabel.load(path))
-    if len(file.shape) != 3:
-        raise ValueError(f"a file has shape {file.shape}: one 3-D volume is wanted")
-    voxels = torch.from_numpy(file.get_fdata(dtype=np.float32))
-    return MetaTensor(voxels[None], affine=torch.from_numpy(file.affine))
 
 
 def _deterministic(options: Options) -> Compose:
@@ -131,6 +124,17 @@ def _deterministic(options: Options) -> Compose:
             NormalizeIntensityd("image"),
             SpatialPadd(keys, options.patch),
             EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
+        ]
+    )
+
+
+def _spatial(options: Options) -> Compose:
+    """What `_deterministic` does to the grid of the image, and nothing to its grey values."""
+    return Compose(
+        [
+            Orientation(axcodes="RAS", labels=None),
+            Spacing(pixdim=options.spacing, mode="bilinear"),
+            SpatialPad(options.patch),
         ]
     )
 
@@ -163,9 +167,15 @@ def _infer(windows: SlidingWindowInferer, network: torch.nn.Module, images: Tens
     return logits
 
 
-def _measure(
-    predictions: Sequence[Prediction], *, loss: Callable[[Tensor, Tensor], Tensor]
-) -> dict[str, float]:
+def _outcome(logits: Tensor, target: Tensor, *, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Dice of anterior and posterior, NaN where the mask lacks the class, and the loss; float64."""
+    said = one_hot(logits.argmax(dim=0)[None, None], len(CLASSES))
+    true = one_hot(target[None].long(), len(CLASSES))
+    dice = compute_dice(said, true, include_background=False, ignore_empty=True)[0]
+    return torch.cat([dice, loss(logits[None], target[None])[None]]).double()
+
+
+def _measure(predictions: Sequence[Prediction]) -> dict[str, float]:
     """Mean over cases of each class's Dice, 2|P ∩ T| / (|P| + |T|) (Dice 1945).
 
     A case whose mask lacks a class says nothing of that class's Dice. `dice` is the mean of the
@@ -173,20 +183,16 @@ def _measure(
     """
     if not predictions:
         return {}
-    by_case = torch.stack([_dice(case) for case in predictions])
-    names = ("dice_anterior", "dice_posterior")
-    means = zip(names, by_case.nanmean(dim=0).tolist(), strict=True)
-    result = {name: mean for name, mean in means if np.isfinite(mean)}
-    if result:
-        result["dice"] = sum(result.values()) / len(result)
-    losses = [loss(case.logits[None], case.target[None]).item() for case in predictions]
-    result["loss"] = float(np.mean(losses))
-    return result
-
-
-def _dice(case: Prediction) -> Tensor:
-    """Dice of anterior and posterior in one case; NaN where the mask lacks the class."""
-    said = one_hot(case.logits.argmax(dim=0)[None, None], len(CLASSES))
-    true = one_hot(case.target[None].long(), len(CLASSES))
-    dice: Tensor = compute_dice(said, true, include_background=False, ignore_empty=True)[0]
-    return dice
+    by_case = torch.stack([case.outcome for case in predictions]).double()
+    anterior, posterior, loss = (
+        None if math.isnan(mean) else mean for mean in by_case.nanmean(dim=0).tolist()
+    )
+    dices = [dice for dice in (anterior, posterior) if dice is not None]
+    return known(
+        {
+            "dice": sum(dices) / len(dices) if dices else None,
+            "dice_anterior": anterior,
+            "dice_posterior": posterior,
+            "loss": loss,
+        }
+    )

@@ -6,7 +6,8 @@ These cases lie on the coordinator's own disk. Images of hospitals never come he
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,75 +18,113 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from torch import Tensor, nn
 
-from federation import models, tasks
+from federation import models, pixels, tasks
 from federation.schema import ConfigError, Experiment, parse
-from federation.tasks import Case, Task
+from federation.tasks import Task
 from server_app.report.pictures import Sample
 from server_app.report.read import RunFolderError, read_run
 
+_SIDES = {"L": "left", "R": "right"}
 
-def find_cases(folder: Path, data: Path) -> list[Case]:
-    """Cases of the run's task below a folder of public or phantom images, in the files' order.
 
-    For segmentation, `images/` and `labels/` with NIfTI files of the same names; for
-    classification, DICOM files below `images/`, one a patient, and `labels.csv` with columns
-    patient (PatientID) and label (a class, by name or number), as `hospital phantom` writes them.
+@dataclass(frozen=True)
+class Example:
+    """A public or phantom image with what is true of it: a class index, or a mask."""
+
+    image: Path
+    label: int | Path
+    laterality: str = "unknown"
+
+
+def find_examples(folder: Path, data: Path) -> list[Example]:
+    """Examples for the run's task below a folder of public or phantom images, in the files' order.
+
+    As `hospital phantom` writes them. For segmentation, `images/` and `labels/` with NIfTI files of the
+    same names (`--layout nifti`). For classification, `images/` with DICOM radiographs and `labels.csv`
+    with columns patient (PatientID), label (a class, by name or number) and, if it tells sides apart,
+    laterality; or, for volumes, BIDS with a column `diagnosis` in participants.tsv.
 
     Raises:
         federation.schema.ConfigError: the run's experiment is not one of this version, or there is
-            no such case in the folder.
+            no such image in the folder.
     """
     task = tasks.build(_experiment(folder).task)
-    cases = list(_masked(data) if task.kind == "segmentation" else _labelled(data, task.classes))
-    if not cases:
-        wanted = (
-            "images/NAME.nii.gz with labels/NAME.nii.gz"
-            if task.kind == "segmentation"
-            else "images/ with DICOM files of patients that labels.csv (patient,label) names"
-        )
+    if task.kind == "segmentation":
+        examples = list(_masked(data))
+        wanted = "images/NAME.nii.gz with labels/NAME.nii.gz"
+    elif task.spatial_dims == 3:
+        examples = list(_participants(data, _classes(task)))
+        wanted = "participants.tsv with a column diagnosis, and sub-*/anat/*.nii.gz"
+    else:
+        examples = list(_labelled(data, _classes(task)))
+        wanted = "images/ with DICOM files of patients that labels.csv (patient,label) names"
+    if not examples:
         raise ConfigError(f"{data} holds no case for task {task.name}: it needs {wanted}")
-    return cases
+    return examples
 
 
-def _masked(data: Path) -> Iterator[Case]:
+def _classes(task: Task) -> dict[str, int]:
+    indices = {name.casefold(): index for index, name in enumerate(task.classes)}
+    indices |= {str(index): index for index in range(len(task.classes))}
+    return indices | {word: indices[name.casefold()] for word, name in task.synonyms.items()}
+
+
+def _masked(data: Path) -> Iterator[Example]:
     for image in sorted((data / "images").glob("*.nii*")):
         mask = data / "labels" / image.name
         if mask.is_file():
-            yield Case("sample", image, mask)
+            yield Example(image, mask)
 
 
-def _labelled(data: Path, classes: Sequence[str]) -> Iterator[Case]:
-    table = data / "labels.csv"
-    if not table.is_file():
-        return
-    indices = {name.casefold(): index for index, name in enumerate(classes)}
-    indices |= {str(index): index for index in range(len(classes))}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        labels = {
-            (row.get("patient") or "").strip(): indices.get(
-                (row.get("label") or "").strip().casefold()
-            )
-            for row in csv.DictReader(file)
-        }
+def _participants(data: Path, classes: Mapping[str, int]) -> Iterator[Example]:
+    for row in _rows(data / "participants.tsv", "\t"):
+        label = classes.get(row.get("diagnosis", "").casefold())
+        images = sorted((data / row.get("participant_id", "")).glob("**/anat/*_T1w.nii*"))
+        if label is not None and images:
+            yield Example(images[0], label)
+
+
+def _labelled(data: Path, classes: Mapping[str, int]) -> Iterator[Example]:
+    labels = {
+        (row.get("patient", ""), row.get("laterality", "").casefold()): classes.get(
+            row.get("label", "").casefold()
+        )
+        for row in _rows(data / "labels.csv", ",")
+    }
+    tags = ["PatientID", "ImageLaterality", "PresentationIntentType"]
     for image in sorted(path for path in (data / "images").rglob("*") if path.is_file()):
         try:
-            header = dcmread(image, stop_before_pixels=True, specific_tags=["PatientID"])
+            header = dcmread(image, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:
             continue
-        # Popped: one image a patient gives more variety.
-        label = labels.pop(str(header.get("PatientID", "")).strip(), None)
+        if header.get("PresentationIntentType") == "FOR PROCESSING":
+            continue
+        patient = str(header.get("PatientID", "")).strip()
+        side = _SIDES.get(str(header.get("ImageLaterality", "")), "unknown")
+        # Popped: one image a patient and side gives more variety.
+        label = labels.pop((patient, side), None)
+        if label is None:
+            label = labels.pop((patient, ""), None)
         if label is not None:
-            yield Case("sample", image, label)
+            yield Example(image, label, side)
 
 
-def predict_samples(folder: Path, cases: Sequence[Case], *, count: int = 6) -> list[Sample]:
-    """What the run's `model.safetensors` says of up to `count` cases, evenly chosen from `cases`.
+def _rows(table: Path, delimiter: str) -> list[dict[str, str]]:
+    if not table.is_file():
+        return []
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, delimiter=delimiter)
+        return [{str(k): (v or "").strip() for k, v in row.items()} for row in rows]
+
+
+def predict_samples(folder: Path, examples: Sequence[Example], *, count: int = 6) -> list[Sample]:
+    """What the run's `model.safetensors` says of up to `count` examples, evenly chosen.
 
     A volume is shown as its axial slice with the most foreground (truth, or else prediction), the
     one nearest to the middle where several are alike, patient's right on the left of the picture.
 
     Args:
-        cases: public or phantom cases; nothing that names them goes into the samples.
+        examples: public or phantom images; nothing that names them goes into the samples.
 
     Raises:
         RunFolderError: the folder lacks the experiment or the model, or the model is another one.
@@ -93,12 +132,12 @@ def predict_samples(folder: Path, cases: Sequence[Case], *, count: int = 6) -> l
         ValueError: an image or a label that the task refuses.
     """
     task, network = _restore(folder)
-    step = max(1.0, len(cases) / count) if count > 0 else 1.0
-    chosen = [cases[int(index * step)] for index in range(min(count, len(cases)))]
+    step = max(1.0, len(examples) / count) if count > 0 else 1.0
+    chosen = [examples[int(index * step)] for index in range(min(count, len(examples)))]
     with torch.inference_mode():
         return [
-            _sample(task, network, case, f"Case {number}")
-            for number, case in enumerate(chosen, start=1)
+            _sample(task, network, example, f"Case {number}")
+            for number, example in enumerate(chosen, start=1)
         ]
 
 
@@ -126,8 +165,8 @@ def _experiment(folder: Path) -> Experiment:
     return parse(Experiment, content, where="experiment.json")
 
 
-def _sample(task: Task, network: nn.Module, case: Case, caption: str) -> Sample:
-    item = task.load({"image": case.image, "label": case.label})
+def _sample(task: Task, network: nn.Module, example: Example, caption: str) -> Sample:
+    item = task.load(_read(example))
     image, label = torch.as_tensor(item["image"]), torch.as_tensor(item["label"])
     logits = task.infer(network, image[None])[0]
     if task.kind == "segmentation":
@@ -135,6 +174,19 @@ def _sample(task: Task, network: nn.Module, case: Case, caption: str) -> Sample:
     scores = dict(zip(task.classes, _probabilities(logits).tolist(), strict=True))
     shown = image[0] if task.spatial_dims == 2 else _slice(image[0], image.shape[-1] // 2)
     return Sample(caption, _float(shown), scores=scores, truth_name=task.classes[int(label.item())])
+
+
+def _read(example: Example) -> dict[str, Any]:
+    """What `Task.load` wants of it."""
+    nifti = example.image.name.endswith((".nii", ".nii.gz"))
+    label: Any = example.label
+    if isinstance(label, Path):
+        label = pixels.read_nifti(label).to(torch.uint8)
+    return {
+        "image": (pixels.read_nifti if nifti else pixels.read_radiograph)(example.image),
+        "label": label,
+        "attributes": {"laterality": example.laterality},
+    }
 
 
 def _segmented(caption: str, image: Tensor, truth: Tensor, logits: Tensor) -> Sample:

@@ -122,12 +122,48 @@ METRICS = {
         "Hausdorff 95 %",
         "95th percentile of the distance between the two outlines; 0 is best",
     ),
+    "auroc_patient": (
+        "AUROC by patient",
+        "how often a patient with the finding is ranked above one without; 0.5 is chance, 1 is best",
+    ),
+    "sensitivity_at_90_specificity": (
+        "Sensitivity at 90 % specificity",
+        "share of those with the finding that are found when one in ten without it is called back",
+    ),
+    "calibration_error": (
+        "Calibration error",
+        "how far stated probabilities are from observed shares; 0 is best",
+    ),
+    "hd95": ("HD95", "95th percentile of the distance between the two outlines in mm; 0 is best"),
+    "surface_dice": (
+        "Surface Dice",
+        "share of the two surfaces that lie within the tolerance of each other; 1 is best",
+    ),
+    "missed": ("Missed", "share of cases with a tumour of which the model saw nothing; 0 is best"),
+    "volume_error": ("Volume error", "absolute difference of the two volumes in ml; 0 is best"),
+    "volume_bias": (
+        "Volume bias",
+        "the model's volume minus the expert's in ml; 0 is best, either sign is worse",
+    ),
     "surface_distance": ("Surface distance", "mean distance between the two outlines; 0 is best"),
     "loss": ("Loss", "what training makes small, here on held-out patients"),
 }
 
 
-SMALLER_IS_BETTER = frozenset({"brier", "ece", "hausdorff95", "surface_distance", "loss"})
+SMALLER_IS_BETTER = frozenset(
+    {
+        "brier",
+        "calibration_error",
+        "ece",
+        "hausdorff95",
+        "hd95",
+        "loss",
+        "missed",
+        "surface_distance",
+        "volume_error",
+    }
+)
+NEAREST_TO_ZERO_IS_BETTER = frozenset({"volume_bias"})
 
 NOTHING = "–"
 
@@ -166,8 +202,10 @@ def metric_meaning(metric: str) -> str | None:
 
 
 def larger_is_better(metric: str) -> bool | None:
-    """The direction of a metric; None if its name is not known here."""
+    """The direction of a metric; None if its name is not known here, or it has none."""
     stem = _stem(metric)
+    if stem in NEAREST_TO_ZERO_IS_BETTER:
+        return None
     return stem not in SMALLER_IS_BETTER if stem is not None else None
 
 

@@ -46,7 +46,7 @@ def call(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
         (["hospital", "start", "--site", "none.yaml"], "no site configuration none.yaml"),
         (
             ["hospital", "phantom", "--task", "mars", "--patients", "3", "--out", "x"],
-            "known: chest",
+            "known: alzheimers",
         ),
     ],
 )

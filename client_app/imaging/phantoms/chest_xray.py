@@ -23,10 +23,12 @@ from pydicom.uid import (
 )
 from scipy.ndimage import gaussian_filter
 
+from client_app.imaging.phantoms._dicom import code
 from federation.schema import Data
 
 Image = NDArray[np.float32]
 
+LAYOUTS = ("dicom",)
 LABELS = ("normal", "pneumonia")
 
 
@@ -230,7 +232,6 @@ def _dataset(rng: np.random.Generator, seen: Image, place: Hospital, *, supine: 
     header.Modality = "CR" if place.sop_class == _CR else "DX"
     header.Manufacturer, header.ManufacturerModelName = place.manufacturer, place.model
     header.ImageType = ["ORIGINAL", "PRIMARY"]
-    header.ConversionType = "SYN"  # made by a computer
     header.BodyPartExamined = "CHEST"
     header.ViewPosition = "AP" if supine else "PA"
     header.PatientOrientation = ["L", "F"]
@@ -252,6 +253,8 @@ def _dataset(rng: np.random.Generator, seen: Image, place: Hospital, *, supine: 
         header.PixelIntensityRelationship = "DISP"
         header.PixelIntensityRelationshipSign = 1
         header.ImageLaterality, header.DetectorType = "U", "DIRECT"
+        header.PositionerType, header.AcquisitionContextSequence = "NONE", []
+        header.AnatomicRegionSequence = [code("816094009", "SCT", "Chest")]
     header.PixelData = stored.astype("<u2").tobytes()
     return header
 

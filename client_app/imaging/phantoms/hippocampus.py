@@ -21,6 +21,7 @@ from federation.schema import Data
 Volume = NDArray[np.float32]
 Mask = NDArray[np.uint8]
 
+LAYOUTS = ("nifti",)
 BACKGROUND, ANTERIOR, POSTERIOR = 0, 1, 2
 
 

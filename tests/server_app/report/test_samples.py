@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import safetensors.torch
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 
 from federation import models, tasks
 from federation.schema import Closed, ConfigError
-from federation.tasks import Case, Task
+from federation.tasks import Task
 from server_app.report import write_report
 from server_app.report.pictures import Sample, description, picture
 from server_app.report.read import RunFolderError
-from server_app.report.samples import find_cases, predict_samples
+from server_app.report.samples import Example, find_examples, predict_samples
 from tests.server_app.report.synthetic_run import experiment, write_run
 
 
@@ -34,14 +35,17 @@ class NoOptions(Closed):
     growth_rate: int = 8
 
 
-def load_array(item: dict[str, Any]) -> dict[str, Any]:
-    """A .npy image and either a mask beside it or a class index."""
-    label = item["label"]
-    target = torch.from_numpy(np.load(label))[None] if isinstance(label, Path) else label
+def as_read(item: dict[str, Any]) -> dict[str, Any]:
+    """What was read, as it is; an image of one slice as one of two dimensions."""
     return {
-        "image": torch.from_numpy(np.load(item["image"])).float()[None],
-        "label": torch.as_tensor(target),
+        "image": item["image"].as_tensor().squeeze(-1),
+        "label": torch.as_tensor(item["label"]),
     }
+
+
+def save(path: Path, array: np.ndarray[Any, Any]) -> Path:
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+    return path
 
 
 def tiny_task(kind: Any, dims: int, classes: tuple[str, ...]) -> Task:
@@ -55,10 +59,11 @@ def tiny_task(kind: Any, dims: int, classes: tuple[str, ...]) -> Task:
         spatial_dims=dims,
         in_channels=1,
         classes=classes,
-        load=load_array,
+        load=as_read,
         augment=lambda item: item,
         loss=nn.functional.cross_entropy,
         infer=infer,
+        outcome=lambda logits, target: logits,
         measure=lambda predictions: {},
         metrics=("dice",),
         headline="dice",
@@ -99,7 +104,7 @@ def save_model(folder: Path, level: float) -> None:
 
 
 @pytest.fixture
-def volume_case(tmp_path: Path) -> Case:
+def volume_case(tmp_path: Path) -> Example:
     """A block at right (R 6, 7), anterior (A 8…9), in axial slices 4 and 5, widest in 5."""
     image = np.zeros((8, 10, 9), dtype=np.float32)
     mask = np.zeros(image.shape, dtype=np.uint8)
@@ -107,13 +112,11 @@ def volume_case(tmp_path: Path) -> Case:
     mask[5:, 8:, 5] = 1
     image[mask > 0] = 2.0
     image[0, 0, 5] = 1.0  # left posterior, what a low level takes for foreground
-    np.save(tmp_path / "image.npy", image)
-    np.save(tmp_path / "mask.npy", mask)
-    return Case("p-secret", tmp_path / "image.npy", tmp_path / "mask.npy")
+    return Example(save(tmp_path / "image.nii", image), save(tmp_path / "mask.nii", mask))
 
 
 def test_a_volume_shows_its_fullest_slice_in_radiological_view(
-    run_folder: Path, volume_case: Case, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, volume_case: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tiny_task("segmentation", 3, ("background", "organ"))
     offer(monkeypatch, task, lambda: Threshold(2, False))
@@ -132,7 +135,7 @@ def test_a_volume_shows_its_fullest_slice_in_radiological_view(
 
 
 def test_the_weights_are_those_of_the_run(
-    run_folder: Path, volume_case: Case, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, volume_case: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tiny_task("segmentation", 3, ("background", "organ"))
     offer(monkeypatch, task, lambda: Threshold(2, False))
@@ -148,8 +151,8 @@ def test_a_classification_gives_probabilities(
     task = tiny_task("classification", 2, ("normal", "pneumonia"))
     offer(monkeypatch, task, lambda: Threshold(outputs, True))
     save_model(run_folder, 0.0)
-    np.save(tmp_path / "bright.npy", np.full((6, 5), 0.5, dtype=np.float32))
-    (sample,) = predict_samples(run_folder, [Case("p-secret", tmp_path / "bright.npy", 1)])
+    bright = save(tmp_path / "bright.nii", np.full((6, 5, 1), 0.5, dtype=np.float32))
+    (sample,) = predict_samples(run_folder, [Example(bright, 1)])
     positive = 1 / (1 + np.exp(-2.0 * outputs))  # softmax of (-2, 2), or sigmoid of 2
     assert sample.scores == pytest.approx({"normal": 1 - positive, "pneumonia": positive})
     assert (sample.said, sample.truth_name) == ("pneumonia", "pneumonia")
@@ -163,9 +166,8 @@ def test_count_cases_are_spread_and_nothing_names_them(
     save_model(run_folder, 0.0)
     cases = []
     for index in range(10):
-        path = tmp_path / f"smith-{index}.npy"
-        np.save(path, np.full((4, 4), float(index), dtype=np.float32))
-        cases.append(Case(f"p-{index}", path, int(index >= 5)))
+        image = np.full((4, 4, 1), float(index), dtype=np.float32)
+        cases.append(Example(save(tmp_path / f"smith-{index}.nii", image), int(index >= 5)))
     shown = predict_samples(run_folder, cases, count=4)
     assert [float(sample.image[0, 0]) for sample in shown] == [0.0, 2.0, 5.0, 7.0]
     assert [sample.caption for sample in shown] == ["Case 1", "Case 2", "Case 3", "Case 4"]
@@ -174,7 +176,7 @@ def test_count_cases_are_spread_and_nothing_names_them(
 
 
 def test_another_model_is_refused(
-    run_folder: Path, volume_case: Case, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, volume_case: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tiny_task("segmentation", 3, ("background", "organ"))
     offer(monkeypatch, task, lambda: nn.Conv3d(1, 2, 1))
@@ -193,7 +195,7 @@ def test_the_real_task_and_model_are_pictured(tmp_path: Path, shared_data: Path)
     write_run(tmp_path, rounds=1, ran=ran)
     network = models.build(ran.model, tasks.build(ran.task), seed=3)
     safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
-    cases = find_cases(tmp_path, shared_data / "hippocampus")
+    cases = find_examples(tmp_path, shared_data / "hippocampus")
     shown = predict_samples(tmp_path, cases[:2])
     assert len(shown) == 2
     for sample in shown:
@@ -233,7 +235,7 @@ def test_radiographs_are_found_by_patient_and_pictured(tmp_path: Path) -> None:
         dicom(data / "images" / patient / f"IM{image}.dcm", patient)
     (data / "images" / "notes.txt").write_text("no image")
     (data / "labels.csv").write_text("patient,label\nsmith,1\njones,Normal\nnobody,perhaps\n")
-    cases = find_cases(tmp_path / "run", data)
+    cases = find_examples(tmp_path / "run", data)
     assert [(case.image.parent.name, case.label) for case in cases] == [("jones", 0), ("smith", 1)]
     shown = predict_samples(tmp_path / "run", cases)
     assert [sample.truth_name for sample in shown] == ["normal", "pneumonia"]
@@ -245,7 +247,7 @@ def test_radiographs_are_found_by_patient_and_pictured(tmp_path: Path) -> None:
 def test_a_folder_without_cases_is_refused(tmp_path: Path, task: str) -> None:
     write_run(tmp_path / "run", rounds=1, ran=experiment(1, task={"name": task}))
     with pytest.raises(ConfigError, match=f"no case for task {task}"):
-        find_cases(tmp_path / "run", tmp_path)
+        find_examples(tmp_path / "run", tmp_path)
 
 
 def test_the_png_is_the_image() -> None:
