@@ -75,6 +75,9 @@ _KEYWORDS = {
 }
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM = 0xE000FFFE
+# Markers of JPEG: the start of a scan, and the frame headers of all its processes and of JPEG-LS.
+_SCAN = 0xDA
+_FRAMES = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _END_OF_STREAM = b"\xff\xd9"  # EOI and EOC alike
 _PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")  # newer than pydicom 3.0
@@ -277,7 +280,7 @@ def _claimed_size(frame: bytes, syntax: UID) -> tuple[int, int, int] | None:
             if jpeg_2000
             else _size_of_jpeg(frame, lossless=syntax in (JPEGLossless, JPEGLosslessSV1))
         )
-    except (struct.error, ValueError, IndexError):
+    except (struct.error, ValueError, LookupError):
         raise Unfit(Reason.CORRUPT, "a compressed frame has no sound start") from None
 
 
@@ -297,37 +300,46 @@ def _size_of_jpeg_2000(frame: bytes) -> tuple[int, int, int]:
 
 
 def _size_of_jpeg(frame: bytes, *, lossless: bool) -> tuple[int, int, int]:
-    """Every segment up to the first scan, one of them the frame header: SOF0 to SOF15
+    """From the frame header among the segments before the first scan: SOF0 to SOF15
     (ISO/IEC 10918-1 B.2.2) or SOF55 (ISO/IEC 14495-1 C.2.2).
 
     Args:
-        lossless: whether the stream must be what GDCM decodes without trouble (on some others it ends
-            the process): one component of SOF3, a Huffman table, one scan and nothing behind it.
+        lossless: whether it must be a stream that GDCM decodes, see `_check_lossless`.
     """
     if frame[:2] != b"\xff\xd8":
         raise ValueError("no start of image")
-    position, size, segments = 2, None, set[int]()
-    while True:
-        start, marker, length = struct.unpack_from(">BBH", frame, position)
-        if start != 0xFF or length < 2:
-            raise ValueError("no marker")
-        if marker == 0xFF:  # fill byte
+    position = 2
+    segments: dict[int, bytes] = {}
+    while _SCAN not in segments:
+        while frame[position : position + 2] == b"\xff\xff":  # fill byte
             position += 1
-            continue
-        segments.add(marker)
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            if size is not None:
-                raise ValueError("two frame headers")
-            size = struct.unpack_from(">HHB", frame, position + 5)
+        start, marker, length = struct.unpack_from(">BBH", frame, position)
+        if start != 0xFF or length < 2 or (marker in segments and marker in _FRAMES):
+            raise ValueError("no marker, or two frame headers")
+        segments[marker] = segments.get(marker, b"") + frame[position + 4 : position + 2 + length]
         position += 2 + length
-        if marker == 0xDA:
-            break
-    if size is None:
-        raise ValueError("no frame header")
+    (marker,) = segments.keys() & _FRAMES  # or ValueError
     if lossless:
-        components, _, predictor, end = struct.unpack_from("BBxBB", frame, position - length + 2)
-        ends = re.search(rb"\xff[^\0\xff\xd0-\xd7]", frame[position:])
-        sound = {0xC3, 0xC4} <= segments and components == 1 and 1 <= predictor <= 7 and end == 0
-        if not sound or ends is None or len(frame) - position - ends.end() > 16:
-            raise ValueError("not one lossless scan")
-    return size
+        _check_lossless(segments, frame[position:])
+    rows, columns, components = struct.unpack_from(">HHB", segments[marker], 1)
+    return rows, columns, components
+
+
+def _check_lossless(segments: dict[int, bytes], scan: bytes) -> None:
+    """One component of 2 to 16 bits, sound Huffman tables, one scan and nothing behind it.
+
+    On streams that are otherwise GDCM may end the process. ISO/IEC 10918-1 B.2.2 to B.2.4, H.1.2.
+    """
+    header = segments[0xC3]
+    components, _, predictor, end = struct.unpack_from("BBxBB", segments[_SCAN])
+    ends = re.search(rb"\xff[^\0\xff\xd0-\xd7]", scan)
+    sound = 2 <= header[0] <= 16 and components == 1 and 1 <= predictor <= 7 and end == 0
+    if not sound or ends is None or len(scan) - ends.end() > 16:
+        raise ValueError("not one lossless scan")
+    tables = segments[0xC4]
+    while tables:
+        codes = tables[1:17]
+        symbols, tables = tables[17 : 17 + sum(codes)], tables[17 + sum(codes) :]
+        room = sum(count << (16 - bits) for bits, count in enumerate(codes, 1))
+        if not symbols or len(symbols) < sum(codes) or max(symbols) > 16 or room > 1 << 16:
+            raise ValueError("no Huffman table")

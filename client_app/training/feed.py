@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from monai.transforms import Randomizable
+from monai.transforms import Randomizable, Transform
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,7 +59,8 @@ def batches(
     Close the iterator to end the processes; they also end when this process dies, however it does.
 
     Args:
-        augment: draws from MONAI's `Randomizable.R` alone, and pickles; it is left as it was.
+        augment: draws from the `R` of MONAI's `Randomizable` alone: one, a composition, or a
+            `functools.partial` over them. Pickles, and is left as it was.
         items: pickled to each process: `CachedCases` sends names, a list sends all that is in it.
         workers: processes; with none the batches are made here, one at a time.
 
@@ -67,7 +69,8 @@ def batches(
         client_app.imaging.pool.NotStarted: it ended before that.
         Exception: whatever items and augmentation raise, wherever they run.
     """
-    make = _Maker(copy.deepcopy(augment), items, seed)
+    own = copy.deepcopy(augment)
+    make = _Maker(own, tuple(_random_states(own)), items, seed)
     drawn = _drawn(len(items), size=size, steps=steps, seed=seed)
     made = _made_elsewhere(make, drawn, workers) if workers else (make(draw) for draw in drawn)
     with contextlib.closing(made):
@@ -91,6 +94,7 @@ class _Maker:
     """Makes batches, in this process or in another one."""
 
     augment: Callable[[dict[str, Any]], dict[str, Any]]
+    random: tuple[np.random.RandomState, ...]  # those that `augment` draws from
     items: Items
     seed: int
 
@@ -103,10 +107,30 @@ class _Maker:
         return images.numpy(), labels.numpy()
 
     def _sample(self, draw: _Draw, place: int) -> dict[str, Any]:
-        if isinstance(self.augment, Randomizable):
-            state = seeded(self.seed, "augment", draw.step, place).initial_seed() % 2**32
-            self.augment.set_random_state(seed=state)
+        source = seeded(self.seed, "augment", draw.step, place)
+        seeds = torch.randint(2**32, (len(self.random),), generator=source)
+        # In place, because MONAI's `set_random_state` makes new states, which takes a millisecond.
+        for state, seed in zip(self.random, seeds.tolist(), strict=True):
+            state.seed(seed)
         return self.augment(dict(self.items[draw.indices[place]]))
+
+
+def _random_states(thing: object) -> Iterator[np.random.RandomState]:
+    """A random state of its own for all that draws in a transform or a composition of them."""
+    if isinstance(thing, Randomizable):
+        thing.R = np.random.RandomState()
+        yield thing.R
+    parts: Iterable[object] = ()
+    if isinstance(thing, (Transform, Randomizable)):
+        parts = vars(thing).values()
+    elif isinstance(thing, functools.partial):
+        parts = (thing.func, *thing.args, *thing.keywords.values())
+    elif isinstance(thing, Mapping):
+        parts = thing.values()
+    elif isinstance(thing, (list, tuple)):
+        parts = thing
+    for part in parts:
+        yield from _random_states(part)
 
 
 def _drawn(count: int, *, size: int, steps: int, seed: int) -> Iterator[_Draw]:

@@ -268,6 +268,7 @@ def write(
             content_label="SEGMENTATION",
             content_description=description,
             series_description=description,
+            omit_empty_frames=bool(mask.any()),  # with no frame at all it would be no image
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
 

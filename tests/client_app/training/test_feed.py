@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import signal
@@ -116,6 +117,34 @@ def test_each_sample_is_drawn_anew_and_by_its_place_alone() -> None:
     samples = [sample for images, _ in long for sample in images]
     for one, other in itertools.combinations(samples, 2):
         assert not torch.equal(one, other)
+
+
+def noisy(sample: dict[str, Any], *, steps: list[Any]) -> dict[str, Any]:
+    for step in steps:
+        sample = step(sample)
+    return sample
+
+
+def test_whatever_draws_is_seeded_however_deep_it_lies() -> None:
+    """MONAI's own seeding stops at compositions; unseeded, its transforms share one random state."""
+    parts = [RandGaussianNoised(["image", "label"], prob=1.0) for _ in range(2)]
+    augment = functools.partial(noisy, steps=[Compose(parts[:1]), parts[1]])
+    one, other = (
+        list(batches(augment, Ramps(3, (1, 4, 4, 4)), size=2, steps=2, seed=seed))
+        for seed in (1, 2)
+    )
+    np.random.seed(0)
+    assert same(one, list(batches(augment, Ramps(3, (1, 4, 4, 4)), size=2, steps=2, seed=1)))
+    assert not same(one, other)
+
+
+def test_two_transforms_do_not_draw_the_same() -> None:
+    sample = {"image": torch.zeros(1, 8, 8), "label": torch.tensor(0)}
+    parts = [RandGaussianNoised("image", prob=1.0, sample_std=False) for _ in range(2)]
+    ((twice, _),) = batches(Compose(parts), [sample], size=1, steps=1, seed=0)
+    ((once, _),) = batches(parts[0], [sample], size=1, steps=1, seed=0)
+    # Of independent draws the variance of the sum is that of two, and not of twice one (four).
+    assert 1.2 < (twice.var() / once.var()).item() < 3.0
 
 
 def test_the_augmentation_is_left_as_it_was() -> None:
