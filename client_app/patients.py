@@ -76,17 +76,13 @@ def load_patients(
     folder = site.state / "cache" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
 
     cases = (*cohort.training, *cohort.held_out)
-    usable, failed = CachedCases(cases, task.load, folder, fingerprint).prepare(
+    cached = CachedCases(cases, task.load, folder, fingerprint)
+    usable, failed = cached.prepare(
         workers=_decoding_processes(), progress=partial(progress, "preparing images")
     )
     first_held_out = len(cohort.training)
-    training, held_out_cases = (
-        CachedCases([cases[position] for position in part], task.load, folder, fingerprint)
-        for part in (
-            [position for position in usable if position < first_held_out],
-            [position for position in usable if position >= first_held_out],
-        )
-    )
+    training = cached.subset([position for position in usable if position < first_held_out])
+    held_out_cases = cached.subset([position for position in usable if position >= first_held_out])
     cohort = replace(
         cohort,
         training=training.cases,

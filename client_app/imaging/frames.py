@@ -1,14 +1,12 @@
-"""The stored values of frames of one DICOM file, decoded only after what they claim was checked.
+"""The stored values of frames of one DICOM file, read only after what they claim was checked.
 
-A decoder believes the compressed stream: a hundred bytes that claim 60,000 × 60,000 pixels make it
-take gigabytes. So size and components of each stream are read first and compared with the header,
-and the header with the file's length and with a fixed limit.
+The header is held against the file's length and a fixed limit, the compressed streams against the
+header (`codestream`).
 """
 
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,13 +30,11 @@ from pydicom.uid import (
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
     RLELossless,
 )
 
+from client_app.imaging import codestream
 from client_app.imaging.set_aside import Reason, Unfit
 from federation.pixels import LARGEST_VOXELS
 
@@ -75,10 +71,6 @@ _KEYWORDS = {
 }
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM = 0xE000FFFE
-# Markers of JPEG: the start of a scan, and the frame headers of all its processes and of JPEG-LS.
-_SCAN = 0xDA
-_FRAMES = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_END_OF_STREAM = b"\xff\xd9"  # EOI and EOC alike
 _PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")  # newer than pydicom 3.0
 
@@ -214,8 +206,7 @@ def _compressed(
     size = -(-rows * columns * options["bits_allocated"] // 8)
     if len(frame) > 2 * size + (1 << 16):
         raise Unfit(Reason.CORRUPT, f"{len(frame):,} compressed bytes for {size:,} plain ones")
-    if _claimed_size(frame, syntax) not in (None, (rows, columns, 1)):
-        raise Unfit(Reason.CORRUPT, "a compressed frame has another size than its header says")
+    frame = codestream.checked(frame, syntax, rows, columns)
     options = {**options, "number_of_frames": 1, "extended_offsets": None}
     if syntax == _DEFLATED_FRAMES:
         plain = io.BytesIO(_inflate(frame, size + 1))
@@ -239,7 +230,7 @@ def _compressed(
 def _plug_in(syntax: UID) -> str:
     """One decoder for each compression, so that a damaged frame meets no second one.
 
-    GDCM decodes only what nothing else does: on damaged JPEG-LS it ends the process.
+    GDCM decodes only what nothing else does: on damaged frames it may end the process.
     """
     if syntax in JPEG2000TransferSyntaxes or syntax == RLELossless:
         return "pylibjpeg"
@@ -260,86 +251,3 @@ def _decoded(decoder: Decoder, frame: bytes, options: dict[str, Any]) -> NDArray
 
 def _name(syntax: UID) -> str:
     return syntax.name if syntax.is_valid and not syntax.is_private else "unknown"
-
-
-def _claimed_size(frame: bytes, syntax: UID) -> tuple[int, int, int] | None:
-    """(rows, columns, components) that a compressed stream claims; none where streams claim none.
-
-    Raises:
-        Unfit: a stream of JPEG, JPEG-LS or JPEG 2000 without sound start, or without its end:
-            decoders invent what is missing, or search for it long.
-    """
-    jpeg_2000 = syntax in JPEG2000TransferSyntaxes  # HTJ2K among them
-    if not jpeg_2000 and syntax not in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
-        return None
-    if not frame.rstrip(b"\0\xff").endswith(_END_OF_STREAM):  # padded with either
-        raise Unfit(Reason.TRUNCATED, "a compressed frame has no end")
-    try:
-        return (
-            _size_of_jpeg_2000(frame)
-            if jpeg_2000
-            else _size_of_jpeg(frame, lossless=syntax in (JPEGLossless, JPEGLosslessSV1))
-        )
-    except (struct.error, ValueError, LookupError):
-        raise Unfit(Reason.CORRUPT, "a compressed frame has no sound start") from None
-
-
-def _size_of_jpeg_2000(frame: bytes) -> tuple[int, int, int]:
-    """SIZ follows the start of the codestream (ISO/IEC 15444-1 A.5.1), bare or in a JP2 file's box."""
-    start = 0
-    while frame[start : start + 2] != b"\xff\x4f":
-        length, kind = struct.unpack_from(">L4s", frame, start)  # of a box, I.4
-        head = 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", frame, start + 8)
-            head = 16
-        start += head if kind == b"jp2c" else max(length, head)
-    width, height, left, top = struct.unpack_from(">4L", frame, start + 8)
-    (components,) = struct.unpack_from(">H", frame, start + 40)
-    return height - top, width - left, components
-
-
-def _size_of_jpeg(frame: bytes, *, lossless: bool) -> tuple[int, int, int]:
-    """From the frame header among the segments before the first scan: SOF0 to SOF15
-    (ISO/IEC 10918-1 B.2.2) or SOF55 (ISO/IEC 14495-1 C.2.2).
-
-    Args:
-        lossless: whether it must be a stream that GDCM decodes, see `_check_lossless`.
-    """
-    if frame[:2] != b"\xff\xd8":
-        raise ValueError("no start of image")
-    position = 2
-    segments: dict[int, bytes] = {}
-    while _SCAN not in segments:
-        while frame[position : position + 2] == b"\xff\xff":  # fill byte
-            position += 1
-        start, marker, length = struct.unpack_from(">BBH", frame, position)
-        if start != 0xFF or length < 2 or (marker in segments and marker in _FRAMES):
-            raise ValueError("no marker, or two frame headers")
-        segments[marker] = segments.get(marker, b"") + frame[position + 4 : position + 2 + length]
-        position += 2 + length
-    (marker,) = segments.keys() & _FRAMES  # or ValueError
-    if lossless:
-        _check_lossless(segments, frame[position:])
-    rows, columns, components = struct.unpack_from(">HHB", segments[marker], 1)
-    return rows, columns, components
-
-
-def _check_lossless(segments: dict[int, bytes], scan: bytes) -> None:
-    """One component of 2 to 16 bits, sound Huffman tables, one scan and nothing behind it.
-
-    On streams that are otherwise GDCM may end the process. ISO/IEC 10918-1 B.2.2 to B.2.4, H.1.2.
-    """
-    header = segments[0xC3]
-    components, _, predictor, end = struct.unpack_from("BBxBB", segments[_SCAN])
-    ends = re.search(rb"\xff[^\0\xff\xd0-\xd7]", scan)
-    sound = 2 <= header[0] <= 16 and components == 1 and 1 <= predictor <= 7 and end == 0
-    if not sound or ends is None or len(scan) - ends.end() > 16:
-        raise ValueError("not one lossless scan")
-    tables = segments[0xC4]
-    while tables:
-        codes = tables[1:17]
-        symbols, tables = tables[17 : 17 + sum(codes)], tables[17 + sum(codes) :]
-        room = sum(count << (16 - bits) for bits, count in enumerate(codes, 1))
-        if not symbols or len(symbols) < sum(codes) or max(symbols) > 16 or room > 1 << 16:
-            raise ValueError("no Huffman table")

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from client_app.imaging.header import Header, Kind
 from client_app.imaging.set_aside import Reason, Unfit
-from federation.pixels import LARGEST_VOXELS, nifti_affine, nifti_shape, open_nifti
+from federation.nifti import LARGEST_VOXELS, nifti_affine, nifti_shape, open_nifti
 
 _SUFFIXES = (".nii", ".nii.gz")
 # No deflate stream grows more than this when it is inflated (zlib, technical details).

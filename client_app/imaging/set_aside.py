@@ -28,6 +28,7 @@ class Reason(StrEnum):
     COLOUR = "colour"
     COMPRESSION_UNKNOWN = "compression_unknown"
     NO_PATIENT = "no_patient"
+    PATIENT_CONFLICT = "patient_conflict"
     NO_GEOMETRY = "no_geometry"
     DUPLICATE = "duplicate"
     LOCALISER = "localiser"
@@ -69,6 +70,7 @@ _REMEDIES = {
     Reason.COLOUR: "nothing to mend: screenshots and colour renderings are not measurements",
     Reason.COMPRESSION_UNKNOWN: "export it from the archive as Explicit VR Little Endian",
     Reason.NO_PATIENT: "export it with its PatientID, or name its patient in the table",
+    Reason.PATIENT_CONFLICT: "export the series again; its files name several patients",
     Reason.NO_GEOMETRY: "export the original series; position, orientation or spacing are missing",
     Reason.DUPLICATE: "nothing to mend: another file holds the same image and is used",
     Reason.LOCALISER: "nothing to mend: planning views are no volume",
@@ -115,7 +117,7 @@ class Unfit(Exception):
 
 
 # Libraries that log what they read: values of elements, names of patients.
-_QUOTING = ("pydicom", "nibabel", "nibabel.global", "highdicom.base")
+_QUOTING = ("pydicom", "nibabel", "highdicom", "pylibjpeg", "openjpeg", "jpeg_ls")
 
 
 @contextlib.contextmanager
@@ -125,13 +127,14 @@ def silenced() -> Iterator[None]:
     The switch is the process's, so wrap the whole work around threads, not the work inside one.
     """
     loggers = [logging.getLogger(name) for name in _QUOTING]
-    before = [logger.disabled for logger in loggers]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.disabled = True
+            # Their modules' own loggers hand records up to here, and no further.
+            logger.handlers, logger.propagate = [logging.NullHandler()], False
         try:
             yield
         finally:
-            for logger, disabled in zip(loggers, before, strict=True):
-                logger.disabled = disabled
+            for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate

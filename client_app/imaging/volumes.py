@@ -57,7 +57,7 @@ def volumes(members: Sequence[Member]) -> list[Volume]:
     people = {member.patient for member in members}
     if len(people) > 1:
         detail = f"the files of its series name {len(people)} patients"
-        return [_left_out(members, Reason.NO_PATIENT, detail)]
+        return [_left_out(members, Reason.PATIENT_CONFLICT, detail)]
     members, copies = _without_copies(members)
     found = [
         _left_out([copy], Reason.DUPLICATE, "another file holds the same image") for copy in copies

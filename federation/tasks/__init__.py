@@ -72,7 +72,9 @@ class Task:
             attributes the image's words. Gives `{"image": float tensor (channels, *spatial),
             "label": tensor}`.
         augment: random part, drawn anew each time, on what `load` gave; keeps shapes fixed so that
-            samples can be batched (patches are cropped here).
+            samples can be batched (patches are cropped here). It pickles, and all that it draws comes
+            from the `R` of MONAI's `Randomizable`: transforms, compositions and `functools.partial`
+            over them, so that a sample is a function of seed and step.
         loss: (logits, target batch) to a scalar.
         infer: (network, image batch) to logits; sliding windows where images are larger than patches.
         outcome: (logits, target) of one case to what `measure` needs of it, a small tensor.

@@ -194,3 +194,16 @@ def test_a_file_that_has_gone(tmp_path: Path, shared_data: Path) -> None:
     image = planes([tmp_path / "a.dcm"])
     (tmp_path / "a.dcm").unlink()
     assert failure(image) is Reason.UNREADABLE
+
+
+def test_lossless_jpeg_that_ended_the_process(shared_data: Path, tmp_path: Path) -> None:
+    """GDCM aborts on another JFIF revision and on 241 bits; the first has its pixels nevertheless."""
+    source = shared_data / "mr_vendor_series/siemens_trio_mosaic_jpeg_and_j2k/jpg1.dcm"
+    whole, image = source.read_bytes(), planes([source])
+    stream = whole.rindex(b"\xff\xd8\xff")
+    path = tmp_path / "a.dcm"
+    path.write_bytes(whole[: stream + 11] + b"\xa0" + whole[stream + 12 :])
+    damaged = replace(image, files=(path,))
+    np.testing.assert_array_equal(read_image(damaged).numpy(), read_image(image).numpy())
+    path.write_bytes(whole[: stream + 24] + b"\xf1" + whole[stream + 25 :])
+    assert failure(damaged) is Reason.CORRUPT

@@ -124,7 +124,7 @@ def test_second_look_reads_only_what_changed(
     assert grouped == [2, 2, 3]
     assert sorted(names(images, data)) == [["a/0", "a/2", "a/1"], ["c/2", "c/1"], ["d/0", "d/1"]]
     assert [(item.reason, item.detail) for item in aside] == [
-        (Reason.NO_PATIENT, "the files of its series name 2 patients, 3 files"),
+        (Reason.PATIENT_CONFLICT, "the files of its series name 2 patients, 3 files"),
         (Reason.CORRUPT, "JSONDecodeError"),
     ]
 

@@ -14,8 +14,10 @@ def test_path_stays_out_of_what_is_printed() -> None:
     assert "Canary" not in f"{item!r} {item}"
 
 
-def test_silence_ends_where_it_began(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("pydicom")
+# Modules log under names of their own, below their package's.
+@pytest.mark.parametrize("name", ["pydicom", "pydicom.pixels.decoders.base", "highdicom.base"])
+def test_silence_ends_where_it_began(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger(name)
     with silenced():
         logger.warning("canary")
         warnings.warn("canary", stacklevel=1)
