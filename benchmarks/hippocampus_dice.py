@@ -28,10 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from client_app.imaging.header import Kind
+from client_app.imaging.image import Case, Image, Mask
 from client_app.training.loop import evaluate, train
 from federation import models, tasks
+from federation.pixels import read_nifti
 from federation.schema import Experiment
-from federation.tasks import Case, Task
+from federation.tasks import Task
 from server_app import compose
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hippocampus"
@@ -124,9 +127,13 @@ def _dice(network: nn.Module, task: Task, hospital: Hospital) -> float:
 def _hospital(group: str, task: Task, experiment: Experiment) -> Hospital:
     cases = [
         Case(
-            patient=row["pseudo_patient"],
-            image=DATA / "images" / f"{row['case']}.nii.gz",
-            label=DATA / "labels" / f"{row['case']}.nii.gz",
+            Image(
+                Kind.NIFTI,
+                patient=row["pseudo_patient"],
+                files=(DATA / "images" / f"{row['case']}.nii.gz",),
+                shape=(),
+            ),
+            Mask(Kind.MASK, DATA / "labels" / f"{row['case']}.nii.gz"),
         )
         for row in _rows()
         if row["intensity_group"] == group
@@ -146,7 +153,14 @@ def _hospital(group: str, task: Task, experiment: Experiment) -> Hospital:
 
 
 def _load(task: Task, case: Case) -> Item:
-    return task.load({"image": case.image, "label": case.label})
+    assert isinstance(case.label, Mask)
+    return task.load(
+        {
+            "image": read_nifti(case.image.files[0]),
+            "label": read_nifti(case.label.file).to(torch.uint8),
+            "attributes": {},
+        }
+    )
 
 
 def _rows() -> list[dict[str, str]]:
