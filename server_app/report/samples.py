@@ -24,7 +24,7 @@ from federation.tasks import Task
 from server_app.report.pictures import Sample
 from server_app.report.read import RunFolderError, read_run
 
-_SIDES = {"L": "left", "R": "right"}
+_SIDES = {"l": "left", "left": "left", "r": "right", "right": "right"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _participants(data: Path, classes: Mapping[str, int]) -> Iterator[Example]:
 
 def _labelled(data: Path, classes: Mapping[str, int]) -> Iterator[Example]:
     labels = {
-        (row.get("patient", ""), row.get("laterality", "").casefold()): classes.get(
+        (row.get("patient", ""), _SIDES.get(row.get("laterality", "").casefold(), "")): classes.get(
             row.get("label", "").casefold()
         )
         for row in _rows(data / "labels.csv", ",")
@@ -100,7 +100,7 @@ def _labelled(data: Path, classes: Mapping[str, int]) -> Iterator[Example]:
         if header.get("PresentationIntentType") == "FOR PROCESSING":
             continue
         patient = str(header.get("PatientID", "")).strip()
-        side = _SIDES.get(str(header.get("ImageLaterality", "")), "unknown")
+        side = _SIDES.get(str(header.get("ImageLaterality", "")).casefold(), "unknown")
         # Popped: one image a patient and side gives more variety.
         label = labels.pop((patient, side), None)
         if label is None:

@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from torch import Tensor, nn
 
+from client_app.imaging import phantoms
 from federation import models, tasks
-from federation.schema import Closed, ConfigError
+from federation.schema import Closed, Component, ConfigError
 from federation.tasks import Task
 from server_app.report import write_report
 from server_app.report.pictures import Sample, description, picture
@@ -241,6 +242,37 @@ def test_radiographs_are_found_by_patient_and_pictured(tmp_path: Path) -> None:
     assert [sample.truth_name for sample in shown] == ["normal", "pneumonia"]
     assert all(sum(sample.scores.values()) == pytest.approx(1) for sample in shown)
     assert all("smith" not in description(sample) for sample in shown)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"name": "chest_xray"},
+        {"name": "hippocampus"},
+        {"name": "mammography"},
+        {"name": "alzheimers", "shape": [64, 64, 64], "spacing": 3.0},
+        {"name": "tumour_segmentation"},
+    ],
+    ids=lambda task: task["name"],
+)
+def test_phantoms_of_every_task_are_pictured(tmp_path: Path, task: dict[str, Any]) -> None:
+    built = tasks.build(Component.model_validate(task))
+    network = {"name": "unet" if built.kind == "segmentation" else "resnet"}
+    ran = experiment(1, task=task, model=network)
+    write_run(tmp_path / "run", rounds=1, ran=ran)
+    weights = models.build(ran.model, built, seed=3).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "run" / "model.safetensors")
+    layout = "nifti" if built.spatial_dims == 3 else None
+    phantoms.write(task["name"], tmp_path / "data", patients=3, site=0, seed=5, layout=layout)
+    examples = find_examples(tmp_path / "run", tmp_path / "data")
+    assert len(examples) >= 3
+    if task["name"] == "mammography":
+        assert {example.laterality for example in examples} == {"left", "right"}
+    shown = predict_samples(tmp_path / "run", examples, count=2)
+    assert len(shown) == 2
+    page = write_report(tmp_path / "run", samples=shown).read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 2
+    assert not re.search(r"PH[XHMAT]\d\d-?\d{5}", page), "phantoms, too, are not named"
 
 
 @pytest.mark.parametrize("task", ["chest_xray", "hippocampus"])
