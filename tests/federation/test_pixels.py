@@ -285,3 +285,17 @@ def test_a_flipped_byte_in_a_compressed_file_is_noticed(tmp_path: Path) -> None:
         (tmp_path / "a.nii.gz").write_bytes(damaged)
         with pytest.raises((gzip.BadGzipFile, zlib.error, EOFError, ValueError, HeaderDataError)):
             read_nifti(tmp_path / "a.nii.gz")
+
+
+def test_hippocampi_go_through_unchanged(shared_data: Path, tmp_path: Path) -> None:
+    """Image and mask: what is read, written again and read by nibabel is what the file held."""
+    files = sorted((shared_data / "hippocampus").glob("*/*.nii.gz"))
+    assert len(files) == 246
+    for file in files[::12]:
+        ours = read_nifti(file)
+        copy = tmp_path / "copy.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(ours[0].numpy(), ours.affine.numpy()), copy)
+        once, again = nibabel.load(file), nibabel.load(copy)
+        np.testing.assert_array_equal(again.get_fdata(), once.get_fdata())
+        np.testing.assert_allclose(again.affine, once.affine, atol=1e-6)
+        np.testing.assert_allclose(read_nifti(copy).affine, ours.affine, atol=1e-6)
