@@ -19,8 +19,13 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from federation.nifti import LARGEST_OFFSET, nifti_affine, nifti_shape, open_nifti
-from federation.nifti import LARGEST_VOXELS as LARGEST_VOXELS
+from federation.nifti import (
+    LARGEST_OFFSET,
+    LARGEST_VOXELS,
+    nifti_affine,
+    nifti_shape,
+    open_nifti,
+)
 
 
 class TooLarge(ValueError):

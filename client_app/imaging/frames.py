@@ -36,7 +36,7 @@ from pydicom.uid import (
 
 from client_app.imaging import codestream
 from client_app.imaging.set_aside import Reason, Unfit
-from federation.pixels import LARGEST_VOXELS
+from federation.nifti import LARGEST_VOXELS
 
 # What the values' meaning depends on; nothing else of a header is parsed.
 _TAGS = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from client_app.imaging.attributes import attributes
 from client_app.imaging.header import Kind
 from client_app.imaging.image import Image, Mask
-from client_app.imaging.pseudonym import keyed_hash, normalised, pseudonym
+from client_app.imaging.pseudonym import normalised, pseudonym, uid_hash
 from client_app.imaging.set_aside import Reason, Unfit
 from client_app.imaging.table import read_table
 from federation.schema import ConfigError, Data, nearest
@@ -163,4 +163,4 @@ def _hashed(key: bytes, unit: str, text: str) -> str:
         return pseudonym(key, text)
     if unit == "file":
         return text.strip()
-    return keyed_hash(key, unit, text.strip())[:16].hex()
+    return uid_hash(key, unit, text.strip())

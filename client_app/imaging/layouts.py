@@ -99,12 +99,13 @@ def detect(root: Path) -> Name:
         return "bids"
     if (root / IMAGES).is_dir():
         some = itertools.islice((root / IMAGES).rglob("*"), _GLANCE)
-        if any(_is_nifti(path.name) for path in some):
+        if any(is_nifti(path.name) for path in some):
             return "nifti"
     return "dicom"
 
 
-def _is_nifti(name: str) -> bool:
+def is_nifti(name: str) -> bool:
+    """Whether a file's name says so."""
     # macOS leaves `._name.nii.gz` beside every file that it copies to a share.
     return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
 
@@ -123,7 +124,7 @@ def _nifti(data: Data) -> Layout:
     people = _read_people(data)
 
     def belonging(relative: PurePosixPath) -> Belonging:
-        if not _is_nifti(relative.name):
+        if not is_nifti(relative.name):
             raise Unfit(Reason.NOT_NIFTI)
         name = PurePosixPath(*relative.parts[1:])
         if relative.parts[0] == MASKS:
@@ -159,7 +160,7 @@ def _decathlon(data: Data) -> Layout:
 
     def belonging(relative: PurePosixPath) -> Belonging:
         path = str(relative)
-        if not _is_nifti(relative.name):
+        if not is_nifti(relative.name):
             raise Unfit(Reason.NOT_NIFTI)
         if path in images:
             return Belonging(Kind.MASK, image=images[path])
@@ -183,7 +184,7 @@ def _bids(data: Data) -> Layout:
     people = _read_participants(table)
 
     def belonging(relative: PurePosixPath) -> Belonging:
-        if not _is_nifti(relative.name):
+        if not is_nifti(relative.name):
             raise Unfit(Reason.NOT_NIFTI)
         stem = re.sub(r"\.nii(\.gz)?$", "", relative.name, flags=re.IGNORECASE)
         *entities, suffix = stem.split("_")
@@ -219,7 +220,7 @@ def _bids_source(root: Path, mask: PurePosixPath, subject: str, entities: list[s
     found = sorted(
         path.name
         for path in (root / folder).glob("_".join(kept) + "_*.nii*")
-        if _is_nifti(path.name)
+        if is_nifti(path.name)
         and re.sub(r"\.nii(\.gz)?$", "", path.name).split("_")[-1] in _BIDS_SUFFIXES
     )
     if len(found) != 1:

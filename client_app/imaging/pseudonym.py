@@ -113,3 +113,8 @@ def keyed_hash(key: bytes, purpose: str, text: str) -> bytes:
     """HMAC-SHA256, 32 bytes. Different purposes give unrelated values for the same text."""
     message = f"{purpose}\0{text}".encode("utf-8", "surrogatepass")
     return hmac.new(key, message, hashlib.sha256).digest()
+
+
+def uid_hash(key: bytes, purpose: str, uid: str) -> str:
+    """A UID's keyed hash, 32 hexadecimal digits; of an absent one the empty string."""
+    return keyed_hash(key, purpose, uid)[:16].hex() if uid else ""

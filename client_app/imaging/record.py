@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from client_app.imaging.header import Header, Kind, Plane
 from client_app.imaging.layouts import Layout
-from client_app.imaging.pseudonym import keyed_hash, normalised, pseudonym
+from client_app.imaging.pseudonym import normalised, pseudonym, uid_hash
 from client_app.imaging.set_aside import Reason, Unfit
 from client_app.imaging.walk import name_of
 
@@ -89,11 +89,6 @@ def guarded(read: Callable[[bytes], Record]) -> Callable[[bytes], Record]:
             return Record(Reason.CORRUPT, type(error).__name__)
 
     return read_or_say_why
-
-
-def uid_hash(key: bytes, purpose: str, uid: str) -> str:
-    """A UID's keyed hash, 32 hexadecimal digits; of an absent one the empty string."""
-    return keyed_hash(key, purpose, uid)[:16].hex() if uid else ""
 
 
 def header_of(kind: str, content: dict[str, Any]) -> Header:

@@ -23,8 +23,8 @@ from client_app.imaging.header import Kind
 from client_app.imaging.image import Image, Mask
 from client_app.imaging.masks import segmentation, structure_set
 from client_app.imaging.set_aside import Reason, Unfit
+from federation.nifti import LARGEST_VOXELS
 from federation.pixels import (
-    LARGEST_VOXELS,
     NotFinite,
     TooLarge,
     brightness,

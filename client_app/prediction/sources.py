@@ -13,8 +13,8 @@ from pathlib import Path
 from client_app.imaging.cohort import require_selected
 from client_app.imaging.image import Image
 from client_app.imaging.index import update
-from client_app.imaging.layouts import IMAGES, detect
-from client_app.imaging.pseudonym import KEY_BYTES, keyed_hash, open_key
+from client_app.imaging.layouts import IMAGES, detect, is_nifti
+from client_app.imaging.pseudonym import KEY_BYTES, open_key, uid_hash
 from client_app.imaging.set_aside import SetAside, Unfit
 from federation.schema import ConfigError, Data, Site
 from federation.tasks import Task
@@ -101,10 +101,10 @@ def _read(paths: Sequence[Path]) -> tuple[list[Image], list[SetAside]]:
             layout = detect(folder)
             roots.append(Data(root=folder, layout=layout))
             if layout == "dicom":
-                files += [path for path in sorted(folder.rglob("*")) if _is_nifti(path)]
+                files += [path for path in sorted(folder.rglob("*")) if is_nifti(path.name)]
         for layout, chosen in (
-            ("dicom", [path for path in files if not _is_nifti(path)]),
-            ("nifti", [path for path in files if _is_nifti(path)]),
+            ("dicom", [path for path in files if not is_nifti(path.name)]),
+            ("nifti", [path for path in files if is_nifti(path.name)]),
         ):
             if chosen:
                 root = Path(scratch) / layout
@@ -119,13 +119,9 @@ def _read(paths: Sequence[Path]) -> tuple[list[Image], list[SetAside]]:
                 set_aside += [
                     replace(item, path=item.path.resolve())
                     for item in index.set_aside()
-                    if not (data.layout == "dicom" and _is_nifti(item.path))
+                    if not (data.layout == "dicom" and is_nifti(item.path.name))
                 ]
     return images, set_aside
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(_NIFTI) and not path.name.startswith(".")
 
 
 def _link(files: Iterable[Path], folder: Path) -> None:
@@ -142,7 +138,7 @@ def _known(uids: Sequence[str], site: Site | None) -> list[Image]:
             f"to find series {uids[0]} in the site's index, name the site with --site"
         )
     key = open_key(site.state)
-    hashes = {keyed_hash(key, "series", uid)[:16].hex(): uid for uid in uids}
+    hashes = {uid_hash(key, "series", uid): uid for uid in uids}
     with update(site.data, state=site.state, key=key, refresh=site.data.refresh) as index:
         images = [image for image in index.images() if image.series in hashes]
     missing = set(hashes) - {image.series for image in images}

@@ -31,10 +31,9 @@ from client_app.imaging.masks.source import (
     check,
     frame_groups,
     lookup,
-    quiet,
     slices,
 )
-from client_app.imaging.set_aside import Reason, Unfit
+from client_app.imaging.set_aside import Reason, Unfit, silenced
 
 _MOST_VOXELS = 2**30
 _HEADER = [
@@ -243,7 +242,7 @@ def write(
         images = [bare(source[place.source]) for place in places]
         for image in images:  # highdicom wants them equal to the last digit
             image.ImageOrientationPatient = list(places[0].orientation)
-    with quiet():
+    with silenced():
         return Segmentation(
             source_images=images,
             pixel_array=np.ascontiguousarray(mask.transpose(2, 1, 0)),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,20 +119,6 @@ def bare(dataset: Dataset) -> Dataset:
         if not re.fullmatch(sound, str(copy.get(keyword) or ""), re.DOTALL):
             setattr(copy, keyword, None)
     return copy
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep highdicom from logging a patient's name that is not spelt as the standard has it."""
-    logger = logging.getLogger("highdicom.base")
-    before = logger.disabled
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.disabled = True
-        try:
-            yield
-        finally:
-            logger.disabled = before
 
 
 def check(mask: NDArray[np.uint8], names: Sequence[str], dataset: Dataset, count: int) -> None:

@@ -16,8 +16,8 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from client_app.imaging.masks.contours import Points, filled, outlines
-from client_app.imaging.masks.source import MANUFACTURER, Slice, bare, check, quiet, slices
-from client_app.imaging.set_aside import Reason, Unfit
+from client_app.imaging.masks.source import MANUFACTURER, Slice, bare, check, slices
+from client_app.imaging.set_aside import Reason, Unfit, silenced
 
 _ENCLOSING = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
 _ONE_PLANE = 0.05
@@ -203,7 +203,7 @@ def write(
         specific_character_set=first.get("SpecificCharacterSet"),
         series_description=description,
     )
-    with quiet():
+    with silenced():
         result.copy_patient_and_study_information(first)
     result.OperatorsName = None
     result.FrameOfReferenceUID = first.FrameOfReferenceUID
