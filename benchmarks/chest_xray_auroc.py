@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from client_app.imaging.cache import CachedCases
 from client_app.imaging.cohort import build_cohort
+from client_app.site import Data
 from client_app.training.loop import evaluate, train
 from federation import models, tasks
-from federation.schema import Data, Experiment
+from federation.schema import Experiment
 from federation.tasks import Task
 from server_app import compose
 
@@ -49,9 +50,9 @@ def main() -> None:
     experiment = _experiment(arguments)
     task = tasks.build(experiment.task)
     with tempfile.TemporaryDirectory(prefix="nih-cxr-") as folder:
-        detectors = _write(Path(folder))
+        detectors = write_hospitals(Path(folder))
         parts = [
-            _prepare(Path(folder) / str(number), task, experiment) for number in range(HOSPITALS)
+            prepare(Path(folder) / str(number), task, experiment) for number in range(HOSPITALS)
         ]
         for number, (training, held_out) in enumerate(parts):
             print(
@@ -104,7 +105,7 @@ def _print(network: nn.Module, task: Task, parts: list[Part], detectors: dict[st
         )
 
 
-def _prepare(folder: Path, task: Task, experiment: Experiment) -> Part:
+def prepare(folder: Path, task: Task, experiment: Experiment) -> Part:
     """What a hospital does before its first round."""
     data = Data(root=folder / "images", labels=folder / "labels.csv")
     cohort = build_cohort(
@@ -122,7 +123,7 @@ def _prepare(folder: Path, task: Task, experiment: Experiment) -> Part:
     return training, held_out
 
 
-def _write(folder: Path) -> dict[str, str]:
+def write_hospitals(folder: Path) -> dict[str, str]:
     """The radiographs as DICOM, by hospital; of each file its detector."""
     detectors: dict[str, str] = {}
     tables = {number: ["study,label"] for number in range(HOSPITALS)}

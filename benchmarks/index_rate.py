@@ -42,7 +42,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian  # noqa: E402
 
 from client_app.imaging import readers  # noqa: E402
 from client_app.imaging.index import update  # noqa: E402
-from federation.schema import Data  # noqa: E402
+from client_app.site import Data  # noqa: E402
 from tests.client_app.imaging import fake_reader  # noqa: E402
 
 KEY = bytes(range(32))

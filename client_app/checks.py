@@ -19,13 +19,16 @@ from rich.table import Table
 from client_app.imaging.cohort import Cohort
 from client_app.imaging.image import Case
 from client_app.imaging.layouts import open_layout
+from client_app.imaging.pseudonym import open_key
+from client_app.kit import Kit, read_kit
+from client_app.ledger import Ledger, LedgerError, budget_of, cohort_id, file_of
 from client_app.patients import load_patients
 from client_app.policy import Refused, require_patients
 from client_app.private_file import printable
-from client_app.site import Kit, read_kit
+from client_app.site import Privacy, Site
 from client_app.training.device import pick_device
 from federation import tasks
-from federation.schema import Component, ConfigError, Site
+from federation.schema import Component, ConfigError
 from federation.tasks import Task
 
 _WARN_BEFORE = timedelta(days=30)
@@ -42,6 +45,9 @@ def run_checks(site: Site, task: str | None, held_out: float, console: Console) 
         ("state folder", lambda: _state(site)),
         ("image folder", lambda: _images(site)),
     ]
+    if site.privacy is not None:
+        promise = site.privacy
+        checks.append(("privacy budget", lambda: _budget(site, promise)))
     if task is not None:
         checks.append((f"patients for {task}", lambda: _patients(site, task, held_out, console)))
     good = True
@@ -105,6 +111,21 @@ def _images(site: Site) -> str:
     return f"{site.data.root}, read as {layout.name}"
 
 
+def _budget(site: Site, promise: Privacy) -> str:
+    """What the ledger has left. Looking makes neither a ledger nor a key."""
+    file, budget = file_of(site, promise), budget_of(site, promise)
+    cohort = cohort_id(open_key(site.state), site.hospital) if file.exists() else ""
+    try:
+        with Ledger.open(file, cohort) as ledger:
+            spent = ledger.spent("", budget)
+    except LedgerError as error:
+        raise ConfigError(str(error)) from None
+    return (
+        f"ε {spent.epsilon:.3g} of {budget.epsilon:g} spent in {spent.lodged.charges} charges, "
+        f"δ {budget.delta:g}; only private runs are served"
+    )
+
+
 def _patients(site: Site, name: str, held_out: float, console: Console) -> str:
     if site.policy.tasks is not None and name not in site.policy.tasks:
         raise ConfigError(f"policy.tasks does not allow it; allowed: {site.policy.tasks}")
@@ -121,17 +142,28 @@ def _patients(site: Site, name: str, held_out: float, console: Console) -> str:
     cohort = found.cohort
     _print_left_out(cohort, site, console)
     _print_used(cohort, tasks.build(component), console)
+    counted = site.privacy.patients if site.privacy is not None else cohort.training_patients
     try:
-        require_patients(site.policy, cohort.training_patients)
+        require_patients(site.policy, counted)
     except Refused:
         raise ConfigError(
-            f"{cohort.training_patients} patients to train on; policy.least_patients is "
-            f"{site.policy.least_patients}"
+            f"{counted} patients to train on; policy.least_patients is {site.policy.least_patients}"
         ) from None
-    return (
+    return _compared(site, cohort) + (
         f"{cohort.training_patients} to train on ({len(cohort.training)} images), "
         f"{cohort.held_out_patients} held out ({len(cohort.held_out)}), "
         f"{sum(left.count for left in cohort.left_out.values())} files or images set aside"
+    )
+
+
+def _compared(site: Site, cohort: Cohort) -> str:
+    """A declared size that is far from the true one costs accuracy, and no privacy."""
+    declared, found = site.privacy.patients if site.privacy else 0, cohort.training_patients
+    if declared <= 0 or 2 / 3 <= found / declared <= 3 / 2:
+        return ""
+    return (
+        f"privacy.patients declares {declared}, and {found} are here: updates are scaled by "
+        f"{found / declared:.2g}; before the first run choose a nearer number. "
     )
 
 

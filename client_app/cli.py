@@ -13,12 +13,17 @@ import typer
 import yaml
 from rich.console import Console
 
-from client_app.site import SITE_VARIABLE, read_kit, read_site
+from client_app.audit.commands import app as audit_commands
+from client_app.budget.commands import app as ledger_commands
+from client_app.kit import read_kit
+from client_app.site import SITE_VARIABLE, read_site
 from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
 
 app = typer.Typer(**options("A hospital of a federation."))
+app.add_typer(audit_commands, name="audit")
+app.add_typer(ledger_commands, name="ledger")
 console = Console()
 
 SiteOption = Annotated[

@@ -2,30 +2,80 @@
 
 What may leave is a closed list: an update with exactly the model's names, dtypes and shapes, counts,
 a loss, times, metrics whose names the task declares, or a reason from a fixed list. No text from the
-hospital's side has a place in it.
+hospital's side has a place in it. Under patient-level privacy the list is shorter: the noised update,
+sums with noise, metrics of public images, the hospital's declared size, and what its ledger says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from flwr.app import RecordDict
 
+from client_app import code_approval
+from client_app.audit import Audit
+from client_app.policy import Refused
 from federation import wire
-from federation.wire import Answer, Evaluated, Reason, Request, Shape, Trained
+from federation.privacy.accounting import Mechanism
+from federation.schema import PatientDP
+from federation.wire import Answer, Evaluated, Reason, Request, Shape, Spent, Tallied, Trained
+
+
+class Unfit(ValueError):
+    """Something that may not leave; a fault of ours, not of the data."""
 
 
 @dataclass(frozen=True)
 class Outbox:
-    """Builds answers and writes down what leaves, in `sent.jsonl` of the hospital's state folder."""
+    """Builds answers, and writes into the hospital's audit log what was asked and what leaves.
 
-    journal: Path
+    An answer that cannot be written down does not leave: `Audit.append` raises.
+    """
+
+    audit: Audit
+
+    def require_approved_code(self) -> None:
+        """Record a bundle that this hospital does not run, and refuse.
+
+        Raises:
+            Refused: the run brought such a bundle; this is the hospital's own code speaking for it.
+        """
+        if code_approval.refused():
+            self.audit.append("code_refused", **code_approval.described())
+            raise Refused(Reason.REFUSED_CODE)
+
+    def asked(self, request: Request, experiment_sha256: str, model: bytes) -> str:
+        """Record a request before anything is done about it; gives the log's head."""
+        return self.audit.append(
+            "request",
+            run=request.run,
+            round=request.round,
+            evaluate=request.evaluate,
+            train=request.train,
+            experiment=experiment_sha256,
+            bytes=len(model),
+            sha256=_sha256(model),
+            code=code_approval.described().get("bundle"),
+        )
+
+    def charged(self, request: Request, mechanisms: list[Mechanism], spent: Spent) -> None:
+        """Record what the ledger was charged for a request."""
+        self.audit.append(
+            "charge",
+            run=request.run,
+            round=request.round,
+            mechanisms=[[m.noise_multiplier, m.sampling_rate, m.steps] for m in mechanisms],
+            epsilon=spent.epsilon,
+            run_epsilon=spent.run_epsilon,
+            budget=spent.budget,
+            delta=spent.delta,
+            charges=spent.lodged.charges,
+            head=spent.lodged.head,
+        )
 
     def answer(
         self,
@@ -36,7 +86,7 @@ class Outbox:
         shape: Shape,
         metrics: frozenset[str],
     ) -> RecordDict:
-        """The answer to a request.
+        """The answer to a request of a run without privacy.
 
         Args:
             shape: what the update has to be: the global model's names, dtypes and shapes.
@@ -44,50 +94,96 @@ class Outbox:
 
         Raises:
             WireError: the update is not of that shape or not finite.
-            ValueError: a metric that is not declared, or a number that is not finite.
+            Unfit: a metric that is not declared, or a number that is missing or not finite.
         """
         if trained is not None:
             shape.check(trained.update)
-            _check_numbers({"loss": trained.loss, "seconds": trained.seconds})
-        if evaluated is not None:
-            if not evaluated.metrics.keys() <= metrics:
-                raise ValueError("a metric that the task does not declare")
-            _check_numbers(evaluated.metrics)
-        answer = Answer(round=request.round, trained=trained, evaluated=evaluated)
-        records = wire.answer_to_records(answer)
-        self._write(request, records, refused=None)
+            _check_numbers([trained.loss, trained.seconds, trained.examples])
+        _check_metrics(evaluated, metrics)
+        return self._send(request, Answer(request.round, trained=trained, evaluated=evaluated))
+
+    def private_answer(
+        self,
+        request: Request,
+        privacy: PatientDP,
+        *,
+        trained: Trained | None,
+        evaluated: Evaluated | None,
+        tallied: Tallied | None,
+        spent: Spent,
+        shape: Shape,
+        parameters: frozenset[str],
+        metrics: frozenset[str],
+    ) -> RecordDict:
+        """The answer to a request of a private run: its fields and its size depend on no patient.
+
+        Args:
+            evaluated: on public images.
+            parameters: names of what was trained with noise; everything else must be unchanged.
+
+        Raises:
+            WireError: the update is not of that shape or not finite.
+            Unfit: something exact is in it.
+        """
+        if trained is not None:
+            shape.check(trained.update)
+            if (trained.examples, trained.loss, trained.seconds) != (None, None, None):
+                raise Unfit("private training has no exact figures")
+            changed = {name for name, array in trained.update.items() if np.any(array)}
+            if not changed <= parameters:
+                raise Unfit("something that has no noise was changed")
+        if evaluated is not None and privacy.metrics != "public":
+            raise Unfit("exact metrics leave of public images alone")
+        if tallied is not None and privacy.metrics != "noisy":
+            raise Unfit("sums that were not charged")
+        _check_metrics(evaluated, metrics)
+        return self._send(
+            request,
+            Answer(
+                request.round, trained=trained, evaluated=evaluated, tallied=tallied, spent=spent
+            ),
+        )
+
+    def repeat(self, request: Request, records: RecordDict) -> RecordDict:
+        """The bytes that the same request got before."""
+        self._record("repeat", request, records)
         return records
 
     def refusal(self, request: Request | None, reason: Reason) -> RecordDict:
         """A reason, and nothing else."""
-        answer = Answer(round=request.round if request else 0, refused=reason)
+        self.audit.append(
+            "refusal",
+            run=request.run if request else None,
+            round=request.round if request else None,
+            reason=reason.value,
+        )
+        return wire.answer_to_records(Answer(round=request.round if request else 0, refused=reason))
+
+    def _send(self, request: Request, answer: Answer) -> RecordDict:
         records = wire.answer_to_records(answer)
-        self._write(request, records, refused=reason)
+        self._record("answer", request, records)
         return records
 
-    def _write(self, request: Request | None, records: RecordDict, refused: Reason | None) -> None:
+    def _record(self, event: str, request: Request, records: RecordDict) -> None:
         blob = wire.blob(records)
         numbers = {k: v for k, v in records.config_records["head"].items() if k != "blob"}
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "run": request.run if request else None,
-            "round": request.round if request else None,
-            "refused": refused.value if refused else None,
-            "bytes": len(blob),
-            "sha256": hashlib.sha256(blob).hexdigest() if blob else None,
-            "numbers": numbers,
-        }
-        with self.journal.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.audit.append(
+            event,
+            run=request.run,
+            round=request.round,
+            bytes=len(blob),
+            sha256=_sha256(blob) if blob else None,
+            numbers=numbers,
+        )
 
 
 def last_resort(reason: Reason) -> RecordDict:
-    """A reason, when not even the hospital's own journal can be written."""
+    """A reason, when not even the hospital's own log can be written."""
     return wire.answer_to_records(Answer(round=0, refused=reason))
 
 
 def describe(error: BaseException) -> list[str]:
-    """An error for the hospital's own log: its type and where it rose.
+    """An error for the hospital's own log: its type and where it rose, and those of its cause.
 
     Its text is left out: a library's message may hold a file's name or a header's value.
     """
@@ -97,9 +193,21 @@ def describe(error: BaseException) -> list[str]:
         code = trace.tb_frame.f_code
         lines.append(f"{trace.tb_frame.f_globals.get('__name__')}:{code.co_name}:{trace.tb_lineno}")
         trace = trace.tb_next
-    return lines
+    return lines + (describe(error.__cause__) if error.__cause__ is not None else [])
 
 
-def _check_numbers(numbers: dict[str, float]) -> None:
-    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers.values()):
-        raise ValueError("a number that is not finite")
+def _sha256(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
+def _check_metrics(evaluated: Evaluated | None, known: frozenset[str]) -> None:
+    if evaluated is None:
+        return
+    if not evaluated.metrics.keys() <= known:
+        raise Unfit("a metric that the task does not declare")
+    _check_numbers(list(evaluated.metrics.values()))
+
+
+def _check_numbers(numbers: list[float | None]) -> None:
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        raise Unfit("a number that is missing or not finite")

@@ -13,8 +13,9 @@ from client_app.imaging.cache import CachedCases, prune
 from client_app.imaging.cohort import Cohort, build_cohort
 from client_app.imaging.pseudonym import open_key
 from client_app.policy import Refused
+from client_app.site import Site
 from federation import tasks
-from federation.schema import Component, ConfigError, Experiment, Site
+from federation.schema import Component, ConfigError, Experiment
 from federation.wire import Reason
 
 Progress = Callable[[str, int, int], None]

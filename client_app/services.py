@@ -8,21 +8,24 @@ import shutil
 import sys
 from pathlib import Path
 
-from client_app.site import SITE_VARIABLE, Kit
+from client_app.audit import Audit, AuditError
+from client_app.kit import Kit
+from client_app.site import SITE_VARIABLE, Site
 from federation.processes import Child, Supervisor, free_port
-from federation.schema import ConfigError, Site
+from federation.schema import ConfigError
 
 
 def serve(site: Site, site_file: Path, kit: Kit) -> None:
     """Run the hospital's processes until SIGINT or SIGTERM.
 
     Raises:
-        ConfigError: they run already for this state folder.
+        ConfigError: they run already for this state folder, or its audit log is damaged.
     """
     site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = site.state / "services.lock"
     with lock.open("w") as held:
         _lock(held.fileno(), site.state)
+        _record_start(site)
         secret = site.state / "superexec.secret"
         secret.unlink(missing_ok=True)
         handle = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -33,6 +36,14 @@ def serve(site: Site, site_file: Path, kit: Kit) -> None:
         Supervisor(
             [_supernode(site, kit, runtime, secret), _superexec(site, site_file, runtime, secret)]
         ).run()
+
+
+def _record_start(site: Site) -> None:
+    """A hospital whose audit log cannot be written serves nothing: better said now than each round."""
+    try:
+        Audit(site.state / "audit.jsonl").append("started", hospital=site.hospital)
+    except AuditError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _supernode(site: Site, kit: Kit, runtime: str, secret: Path) -> Child:

@@ -1,20 +1,158 @@
-"""The hospital's own configuration and the kit it was given; both read from its own disk."""
+"""The site: the hospital's own configuration, read from its own disk and never sent.
+
+A closed schema, as the experiment is: an unknown key is refused with the nearest known one.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from pydantic import Field
 
-from federation import roster
-from federation.roster import Roster
-from federation.schema import ConfigError, Site, parse
+from federation.schema import Closed, ConfigError, parse
 
 SITE_VARIABLE = "CONSILIUM_SITE"  # path of the site's YAML, in the environment of its processes
+
+
+class Data(Closed):
+    """Where this hospital's images and labels lie, and how they are to be read."""
+
+    root: Path = Field(description="folder with the images; only ever read")
+    layout: Literal["auto", "dicom", "nifti", "bids", "decathlon"] = Field(
+        default="auto",
+        description="dicom: any tree of DICOM files; nifti: images/ and, for masks, labels/; "
+        "bids: participants.tsv; decathlon: dataset.json; auto: what the root looks like",
+    )
+    labels: Path | None = Field(
+        default=None,
+        description="CSV with a column patient, study or series, and label (a class) or mask (a NIfTI "
+        "file below the root); for bids participants.tsv unless given",
+    )
+    label_column: str = Field(
+        default="label", min_length=1, max_length=64, description="of the table of labels"
+    )
+    label_names: dict[str, str] = Field(
+        default_factory=dict, description="this hospital's words for classes: word to class"
+    )
+    structures: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="class to the names (`GTVp*`, any case) that its segments and regions have here",
+    )
+    patients: Path | None = Field(
+        default=None,
+        description="nifti, decathlon: CSV with columns file,patient and, if known, "
+        "sex,age,manufacturer; without it each file is a patient",
+    )
+    refresh: float = Field(
+        default=600,
+        ge=0,
+        le=86_400,
+        description="seconds for which a round trusts the last look at the folders",
+    )
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hours = Annotated[
+    str,
+    Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$", examples=["19:00-07:00"]),
+]
+
+
+class Policy(Closed):
+    """What this hospital allows. The stricter of experiment and policy wins."""
+
+    tasks: list[str] | None = Field(default=None, description="allowed tasks; none means any")
+    models: list[str] | None = Field(default=None, description="allowed models; none means any")
+    experiments: list[Sha256] | None = Field(
+        default=None, description="approved experiments, by SHA-256; none means any"
+    )
+    code: Literal["installed", "any"] | list[Sha256] = Field(
+        default="installed",
+        description="code that may run: as installed here, or bundles by SHA-256, or any",
+    )
+    least_patients: int = Field(
+        default=5,
+        ge=1,
+        description="fewer to train on: refused; of a private run privacy.patients counts",
+    )
+    most_rounds: int | None = Field(default=None, ge=1, description="longer experiments: refused")
+    most_local_steps: int | None = Field(
+        default=None, ge=1, description="more are cut to this; of a private run refused"
+    )
+    most_attempts: int = Field(
+        default=3, ge=1, le=100, description="times that a private round is trained anew"
+    )
+    least_noise_multiplier: float = Field(default=0.5, gt=0, description="less σ: refused")
+    most_sampling_rate: float = Field(default=0.5, gt=0, le=1, description="more q: refused")
+    most_clipping_norm: float = Field(default=10.0, gt=0, description="more C: refused")
+    most_images_per_patient: int = Field(default=16, ge=1, description="more k: refused")
+    most_epsilon_a_run: float | None = Field(
+        default=None, gt=0, description="ε of one run; more: refused"
+    )
+    secure_aggregation: Literal["optional", "required"] = Field(
+        default="optional", description="required: no run whose coordinator could read an update"
+    )
+    smallest_group: int = Field(
+        default=1, ge=1, description="exact figures of fewer held-out patients do not leave"
+    )
+    hours: list[Hours] = Field(
+        default_factory=list, description="of the day, local time, with requests served; none: all"
+    )
+
+
+class Privacy(Closed):
+    """The hospital's promise to its patients, over all runs. With it only private runs are served."""
+
+    patients: int = Field(
+        ge=1,
+        le=100_000_000,
+        description="about how many train here: public, told to the coordinator, chosen once",
+    )
+    epsilon: float = Field(default=8.0, gt=0, le=1000, description="the budget, for all time")
+    delta: float | None = Field(
+        default=None, gt=0, le=1e-3, description="none: the smaller of 1e-5 and 1 / (10 patients)"
+    )
+    accountant: Literal["prv", "rdp"] = Field(
+        default="prv", description="prv: the smaller of PRV and RDP; rdp: RDP alone"
+    )
+    ledger: Path | None = Field(default=None, description="none: ledger.sqlite in the state folder")
+    answer_every: float = Field(
+        default=5.0,
+        ge=0,
+        le=3600,
+        description="answers leave so many seconds after the request, or a multiple of it",
+    )
+    public: Data | None = Field(
+        default=None, description="public images, of which exact metrics may leave"
+    )
+
+    @property
+    def budget_delta(self) -> float:
+        """δ of the budget; well below 1 / patients, or one patient could be published outright."""
+        return self.delta if self.delta is not None else min(1e-5, 1 / (10 * self.patients))
+
+
+class Site(Closed):
+    """A hospital's own side: read from its own disk, never sent."""
+
+    hospital: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="its name on the roster")
+    kit: Path = Field(description="folder that the coordinator's provisioning made for this site")
+    state: Path = Field(description="folder for pseudonym key, cache and logs; on a private disk")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, ge=1, le=256, description="CPU threads for training")
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="processes that prepare images while the model trains; none: as the device needs",
+    )
+    data: Data
+    policy: Policy = Policy()
+    privacy: Privacy | None = Field(
+        default=None, description="the patients' budget; none: private runs are not served"
+    )
 
 
 def read_site(path: Path) -> Site:
@@ -37,53 +175,19 @@ def read_site(path: Path) -> Site:
     def absolute(relative: Path | None) -> Path | None:
         return None if relative is None else base / relative.expanduser()
 
-    data = site.data.model_copy(
-        update={key: absolute(getattr(site.data, key)) for key in ("root", "labels", "patients")}
+    def absolute_data(data: Data) -> Data:
+        paths = {key: absolute(getattr(data, key)) for key in ("root", "labels", "patients")}
+        return data.model_copy(update=paths)
+
+    privacy = site.privacy
+    if privacy is not None:
+        public = None if privacy.public is None else absolute_data(privacy.public)
+        privacy = privacy.model_copy(update={"ledger": absolute(privacy.ledger), "public": public})
+    return site.model_copy(
+        update={
+            "kit": absolute(site.kit),
+            "state": absolute(site.state),
+            "data": absolute_data(site.data),
+            "privacy": privacy,
+        }
     )
-    paths = {"kit": absolute(site.kit), "state": absolute(site.state), "data": data}
-    return site.model_copy(update=paths)
-
-
-@dataclass(frozen=True)
-class Kit:
-    """What provisioning made for one hospital."""
-
-    path: Path
-    federation: str
-    hospital: str
-    superlink: str
-
-    @property
-    def ca_certificate(self) -> Path:
-        return self.path / "ca.crt"
-
-    @property
-    def node_key(self) -> Path:
-        return self.path / "node.key"
-
-    def roster(self) -> Roster:
-        """Raises ConfigError: the roster is missing or the coordinator did not sign it."""
-        key = load_pem_public_key((self.path / "coordinator.pub").read_bytes())
-        if not isinstance(key, Ed25519PublicKey):
-            raise ConfigError(f"{self.path / 'coordinator.pub'} is not an Ed25519 key")
-        return roster.read(self.path / "roster.json", key)
-
-
-def read_kit(site: Site) -> Kit:
-    """The site's kit.
-
-    Raises:
-        ConfigError: not a kit, another hospital's kit, or a private key that others may read.
-    """
-    try:
-        content = json.loads((site.kit / "kit.json").read_text())
-        kit = Kit(site.kit, content["federation"], content["hospital"], content["superlink"])
-    except (FileNotFoundError, KeyError, json.JSONDecodeError):
-        raise ConfigError(
-            f"{site.kit} is not a kit; ask the coordinator for the folder hospitals/{site.hospital}"
-        ) from None
-    if kit.hospital != site.hospital:
-        raise ConfigError(f"{site.kit} is the kit of {kit.hospital!r}, not of {site.hospital!r}")
-    if kit.node_key.stat().st_mode & 0o077:
-        raise ConfigError(f"{kit.node_key} can be read by others; run chmod 600 on it")
-    return kit

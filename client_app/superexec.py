@@ -2,8 +2,9 @@
 
 Flower starts a new Python process for every message, and each imports torch and MONAI again. Here
 the processes are forked from one that has imported them already and has done nothing else: every
-message still has a process of its own, with the code of its bundle, and it is there in milliseconds.
-The task's token is not on a command line, where `ps` would show it.
+message still has a process of its own, and it is there in milliseconds. In that process, before any of
+a run's code is imported, `code_approval` decides whether it may run; Flower's own executor would run
+it without asking. The task's token is not on a command line, where `ps` would show it.
 """
 
 from __future__ import annotations
@@ -86,7 +87,13 @@ class WarmExecutor:
 
 
 def main() -> None:
-    """`flower-superexec` with its own arguments."""
+    """`flower-superexec` with its own arguments.
+
+    Raises:
+        RuntimeError: flwr changed, and its own executor would run any code that arrives.
+    """
+    if "get_executor" not in flower_superexec_loop.run_superexec.__code__.co_names:
+        raise RuntimeError("flwr changed: its SuperExec chooses its executor in another way")
     flower_superexec_loop.get_executor = lambda *_, **__: WarmExecutor()
     flower_superexec()
 

@@ -12,6 +12,7 @@ import monai.metrics
 import monai.networks.nets
 import monai.transforms
 import nibabel
+import opacus.accountants
 import pydantic
 import pydicom.pixels
 import safetensors.numpy

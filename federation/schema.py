@@ -1,8 +1,8 @@
-"""The experiment (the coordinator's) and the site (the hospital's) as closed, typed schemas.
+"""The experiment, the coordinator's, as a closed, typed schema, and what closed schemas are made of.
 
-Both are refused, by name and with the nearest known key, when they hold a key that is not here or a
-value out of range. An experiment travels as one canonical JSON string with its SHA-256, so that what
-ran can be read back and run again.
+It is refused, by name and with the nearest known key, when it holds a key that is not here or a value
+out of range. It travels as one canonical JSON string with its SHA-256, so that what ran can be read back
+and run again. The hospital's side is in `client_app.site`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import types
 import typing
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -92,6 +91,61 @@ class Evaluation(Closed):
     every: int = Field(default=1, ge=1, description="evaluate each so many rounds, and at the end")
 
 
+class PatientDP(Closed):
+    """Differential privacy whose unit is the patient; `federation.privacy` says what it promises.
+
+    Either `noise_multiplier` or `epsilon` is given; for an `epsilon` the coordinator finds the noise
+    before anything is sent (`federation.privacy.accounting.with_noise`).
+    """
+
+    name: Literal["patient_dp"] = "patient_dp"
+    noise_multiplier: float | None = Field(
+        default=None, ge=0.1, le=1000, description="σ: noise of a step, in clipping norms"
+    )
+    epsilon: float | None = Field(
+        default=None, gt=0, le=100, description="ε that the whole run may cost a patient"
+    )
+    delta: float = Field(default=1e-5, gt=0, le=1e-3, description="δ that goes with `epsilon`")
+    sampling_rate: float = Field(
+        default=0.2, gt=0, le=1, description="q: chance of each patient to be in a step"
+    )
+    clipping_norm: float = Field(
+        default=1.0, gt=0, le=1e6, description="C: largest L2 norm of one patient's gradient"
+    )
+    images_per_patient: int = Field(
+        default=2, ge=1, le=256, description="k: most images of a patient in a step"
+    )
+    augmentations: int = Field(
+        default=1, ge=1, le=64, description="of each image in a step, inside the clip"
+    )
+    engine: Literal["loop", "per_sample"] = Field(
+        default="loop", description="one backward pass a patient, or Opacus's gradients of samples"
+    )
+    trainable: Literal["all", "head"] = Field(
+        default="all", description="head: the last layer alone, for few patients"
+    )
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the mean over rounds that is released; 0: none",
+    )
+    metrics: Literal["none", "noisy", "public"] = Field(
+        default="none",
+        description="noisy: sums over held-out patients with noise, charged; public: of the images "
+        "that a hospital declares public",
+    )
+    metrics_noise_multiplier: float = Field(
+        default=10.0, ge=0.1, le=1e6, description="noise of these sums, in patients"
+    )
+
+    @model_validator(mode="after")
+    def _has_noise(self) -> Self:
+        if self.noise_multiplier is None and self.epsilon is None:
+            raise ValueError("give noise_multiplier, or epsilon, for which it is found")
+        return self
+
+
 class Experiment(Closed):
     """All that decides what a run computes. Where things lie on a disk is not part of it."""
 
@@ -104,6 +158,7 @@ class Experiment(Closed):
     training: Training
     participation: Participation
     evaluation: Evaluation = Evaluation()
+    privacy: PatientDP | None = None
 
     @model_validator(mode="after")
     def _enough_hospitals(self) -> Self:
@@ -114,6 +169,20 @@ class Experiment(Closed):
                 f"names only {len(chosen)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _clipped_once(self) -> Self:
+        if self.privacy is not None and self.training.gradient_clipping_norm is not None:
+            raise ValueError(
+                "training.gradient_clipping_norm has no place beside privacy=patient_dp, whose "
+                "privacy.clipping_norm bounds each patient's gradient: leave it null"
+            )
+        return self
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether hospitals are asked how good the model is."""
+        return self.privacy is None or self.privacy.metrics != "none"
 
     def canonical(self) -> str:
         """The experiment as JSON with sorted keys and no spaces: one experiment, one string."""
@@ -138,71 +207,6 @@ class Experiment(Closed):
         except json.JSONDecodeError as error:
             raise ConfigError("the experiment is not JSON") from error
         return parse(cls, content)
-
-
-class Data(Closed):
-    """Where this hospital's images and labels lie, and how they are to be read."""
-
-    root: Path = Field(description="folder with the images; only ever read")
-    layout: Literal["auto", "dicom", "nifti", "bids", "decathlon"] = Field(
-        default="auto",
-        description="dicom: any tree of DICOM files; nifti: images/ and, for masks, labels/; "
-        "bids: participants.tsv; decathlon: dataset.json; auto: what the root looks like",
-    )
-    labels: Path | None = Field(
-        default=None,
-        description="CSV with a column patient, study or series, and label (a class) or mask (a NIfTI "
-        "file below the root); for bids participants.tsv unless given",
-    )
-    label_column: str = Field(
-        default="label", min_length=1, max_length=64, description="of the table of labels"
-    )
-    label_names: dict[str, str] = Field(
-        default_factory=dict, description="this hospital's words for classes: word to class"
-    )
-    structures: dict[str, list[str]] = Field(
-        default_factory=dict,
-        description="class to the names (`GTVp*`, any case) that its segments and regions have here",
-    )
-    patients: Path | None = Field(
-        default=None,
-        description="nifti, decathlon: CSV with columns file,patient and, if known, "
-        "sex,age,manufacturer; without it each file is a patient",
-    )
-    refresh: float = Field(
-        default=600,
-        ge=0,
-        le=86_400,
-        description="seconds for which a round trusts the last look at the folders",
-    )
-
-
-class Policy(Closed):
-    """What this hospital allows. The stricter of experiment and policy wins."""
-
-    tasks: list[str] | None = Field(default=None, description="allowed tasks; none means any")
-    models: list[str] | None = Field(default=None, description="allowed models; none means any")
-    least_patients: int = Field(default=5, ge=1, description="fewer to train on: refused")
-    most_rounds: int | None = Field(default=None, ge=1, description="longer experiments: refused")
-    most_local_steps: int | None = Field(default=None, ge=1, description="more are cut to this")
-
-
-class Site(Closed):
-    """A hospital's own side: read from its own disk, never sent."""
-
-    hospital: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="its name on the roster")
-    kit: Path = Field(description="folder that the coordinator's provisioning made for this site")
-    state: Path = Field(description="folder for pseudonym key, cache and logs; on a private disk")
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: int | None = Field(default=None, ge=1, le=256, description="CPU threads for training")
-    workers: int | None = Field(
-        default=None,
-        ge=0,
-        le=64,
-        description="processes that prepare images while the model trains; none: as the device needs",
-    )
-    data: Data
-    policy: Policy = Policy()
 
 
 Schema = typing.TypeVar("Schema", bound=BaseModel)

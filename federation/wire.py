@@ -8,7 +8,10 @@ first what it must hold; a message that holds anything else is refused before it
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -32,6 +35,16 @@ class Reason(StrEnum):
     REFUSED_TASK = "refused_task"
     REFUSED_MODEL = "refused_model"
     REFUSED_ROUNDS = "refused_rounds"
+    REFUSED_EXPERIMENT = "refused_experiment"
+    REFUSED_CODE = "refused_code"
+    REFUSED_PRIVACY = "refused_privacy"
+    PRIVACY_REQUIRED = "privacy_required"
+    SECURE_AGGREGATION_REQUIRED = "secure_aggregation_required"
+    OUTSIDE_HOURS = "outside_hours"
+    NO_LEDGER = "no_ledger"
+    LEDGER_UNUSABLE = "ledger_unusable"
+    BUDGET_SPENT = "budget_spent"
+    REPLAYED = "replayed"
     TOO_FEW_PATIENTS = "too_few_patients"
     NO_DATA = "no_data"
     BAD_EXPERIMENT = "bad_experiment"
@@ -63,6 +76,22 @@ class WireError(Exception):
 
 
 @dataclass(frozen=True)
+class Lodged:
+    """How far a hospital's ledger was when the coordinator last heard of it.
+
+    A ledger without this charge is an older copy. It serves the hospital alone: the coordinator can
+    neither read nor change a ledger, and a wrong word of it only stops its own run.
+
+    Attributes:
+        charges: how many there were.
+        head: SHA-256 of the last, which stands for all before it.
+    """
+
+    charges: int
+    head: str
+
+
+@dataclass(frozen=True)
 class Request:
     """What the coordinator asks of a hospital in one exchange.
 
@@ -74,26 +103,64 @@ class Request:
     round: int
     evaluate: bool
     train: bool
+    lodged: Lodged | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A hospital's training of one round: `update` is local model minus global model."""
+    """A hospital's training of one round: `update` is local model minus global model.
+
+    Attributes:
+        patients: trained on; under patient-level privacy the public size that the hospital declares.
+        examples, loss, seconds: None under patient-level privacy, since none of them has noise.
+    """
 
     update: Arrays
-    examples: int
     patients: int
-    loss: float
-    seconds: float
+    examples: int | None = None
+    loss: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The received model on a hospital's held-out patients."""
+    """The received model on a hospital's held-out patients, or on its public images."""
 
     metrics: dict[str, float]
     examples: int
     patients: int
+
+
+@dataclass(frozen=True)
+class Tallied:
+    """A task's tally summed over a hospital's held-out patients, with noise (`federation.tasks.Tally`).
+
+    Attributes:
+        values: float64 (size,); negative ones occur, as noise does.
+        noise: standard deviation of the noise on each value.
+    """
+
+    values: NDArray[np.float64]
+    noise: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a hospital says of its ledger: nothing in it depends on the patients' data.
+
+    Attributes:
+        epsilon: of all charges so far, this request's included.
+        run_epsilon: of this run's alone.
+        budget: ε that `epsilon` may not pass; both go with `delta`.
+        lodged: for the next request.
+    """
+
+    epsilon: float
+    run_epsilon: float
+    budget: float
+    delta: float
+    accountant: str
+    lodged: Lodged
 
 
 @dataclass(frozen=True)
@@ -103,7 +170,26 @@ class Answer:
     round: int
     trained: Trained | None = None
     evaluated: Evaluated | None = None
+    tallied: Tallied | None = None
+    spent: Spent | None = None
     refused: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an answer may hold: all else in it is refused.
+
+    Attributes:
+        update: the model's names, dtypes and shapes.
+        metrics: the names that the task knows.
+        private: whether the run has patient-level privacy: no exact figure comes with training.
+        tally: length of the task's tally, where metrics come as noisy sums; else 0.
+    """
+
+    update: Shape
+    metrics: frozenset[str]
+    private: bool = False
+    tally: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,35 +275,61 @@ def _message(fields: dict[str, Any], blob: bytes) -> RecordDict:
     return RecordDict({"head": ConfigRecord(fields | ({"blob": blob} if blob else {}))})
 
 
+def records_to_bytes(records: RecordDict) -> bytes:
+    """A message of ours for the disk: its fields as one line of JSON, then its blob."""
+    fields = {key: value for key, value in _head(records).items() if key != "blob"}
+    content = blob(records)
+    checksum = hashlib.sha256(content).hexdigest()
+    return json.dumps({"fields": fields, "sha256": checksum}).encode() + b"\n" + content
+
+
+def records_from_bytes(stored: bytes) -> RecordDict:
+    """Raises ValueError: not what `records_to_bytes` wrote, or not all of it."""
+    line, _, content = stored.partition(b"\n")
+    head = json.loads(line)
+    if hashlib.sha256(content).hexdigest() != head["sha256"]:
+        raise ValueError("the blob is not the one that was stored")
+    return _message(head["fields"], content)
+
+
 # --- the coordinator's request -------------------------------------------------------------------
 
 
 def request_to_records(request: Request, model: bytes) -> RecordDict:
     """A request; `model` is packed once and shared by all hospitals' messages."""
-    return _message(asdict(request), model)
+    fields: dict[str, Any] = {key: getattr(request, key) for key in _REQUEST}
+    if request.lodged is not None:
+        fields |= asdict(request.lodged)
+    return _message(fields, model)
 
 
 def request_from_records(records: RecordDict) -> Request:
     """Raises WireError: not a request."""
-    try:
-        fields = _head(records)
-        return Request(
-            run=_typed(fields["run"], str),
-            round=_typed(fields["round"], int),
-            evaluate=_typed(fields["evaluate"], bool),
-            train=_typed(fields["train"], bool),
-        )
-    except KeyError as error:
-        raise WireError(Reason.MALFORMED) from error
+    fields = {key: value for key, value in _head(records).items() if key != "blob"}
+    if set(fields) not in (set(_REQUEST), {*_REQUEST, *_LODGED}):
+        raise WireError(Reason.MALFORMED)
+    return Request(
+        run=_text(fields["run"]),
+        round=_typed(fields["round"], int),
+        evaluate=_typed(fields["evaluate"], bool),
+        train=_typed(fields["train"], bool),
+        lodged=_lodged(fields) if "head" in fields else None,
+    )
 
 
 # --- the hospital's answer -----------------------------------------------------------------------
 
-_TRAINED = {"examples", "patients", "loss", "seconds", "blob"}
+_REQUEST = ("run", "round", "evaluate", "train")
+_LODGED = ("charges", "head")
+_TRAINED = {"patients", "blob"}
+_EXACT = {"examples", "loss", "seconds"}  # beside what private training says
 _EVALUATED = {"held_out_examples", "held_out_patients", "metrics", "values"}
+_TALLIED = {"tally", "tally_noise"}
+_SPENT = {"epsilon", "run_epsilon", "budget", "delta", "accountant", *_LODGED}
 
 
 def answer_to_records(answer: Answer) -> RecordDict:
+    """An answer; under privacy each has the same fields and the same number of bytes."""
     fields: dict[str, Any] = {
         "round": answer.round,
         "refused": answer.refused.value if answer.refused else "",
@@ -226,12 +338,9 @@ def answer_to_records(answer: Answer) -> RecordDict:
     if answer.trained is not None:
         trained = answer.trained
         content = pack(trained.update)
-        fields |= {
-            "examples": trained.examples,
-            "patients": trained.patients,
-            "loss": trained.loss,
-            "seconds": trained.seconds,
-        }
+        exact = {key: getattr(trained, key) for key in sorted(_EXACT)}
+        fields |= {"patients": trained.patients}
+        fields |= {key: value for key, value in exact.items() if value is not None}
     if answer.evaluated is not None:
         evaluated = answer.evaluated
         fields |= {
@@ -240,17 +349,16 @@ def answer_to_records(answer: Answer) -> RecordDict:
             "metrics": list(evaluated.metrics),
             "values": list(evaluated.metrics.values()),
         }
+    if answer.tallied is not None:
+        fields |= {"tally": answer.tallied.values.tolist(), "tally_noise": answer.tallied.noise}
+    if answer.spent is not None:
+        fields |= {key: getattr(answer.spent, key) for key in sorted(_SPENT - set(_LODGED))}
+        fields |= asdict(answer.spent.lodged)
     return _message(fields, content)
 
 
-def answer_from_records(
-    records: RecordDict, request: Request, expected: Shape, metrics: frozenset[str]
-) -> Answer:
+def answer_from_records(records: RecordDict, request: Request, expected: Expected) -> Answer:
     """A hospital's answer to `request`, believed only as far as it can be checked.
-
-    Args:
-        expected: what the update must hold.
-        metrics: the names that the task knows.
 
     Raises:
         WireError: not an answer to this request, or values that cannot be used.
@@ -267,26 +375,70 @@ def answer_from_records(
         return Answer(round=round_, refused=Reason(refused))
     if round_ != request.round:
         raise WireError(Reason.WRONG_ROUND)
-    wanted = _TRAINED if request.train else set()
-    # A hospital without held-out patients has nothing to evaluate on.
-    if present not in ([wanted, wanted | _EVALUATED] if request.evaluate else [wanted]):
+    if present not in _may_hold(request, expected):
         raise WireError(Reason.MALFORMED)
-    trained = evaluated = None
+    return Answer(
+        round=round_,
+        trained=_trained(fields, content, expected.update) if request.train else None,
+        evaluated=_evaluated(fields, expected.metrics) if present >= _EVALUATED else None,
+        tallied=_tallied(fields, expected.tally) if present >= _TALLIED else None,
+        spent=_spent(fields) if expected.private else None,
+    )
+
+
+def _may_hold(request: Request, expected: Expected) -> list[set[str]]:
+    """The sets of fields that an answer to this request may have."""
+    always = _SPENT if expected.private else set()
     if request.train:
-        trained = Trained(
-            update=unpack(content, expected),
-            examples=_count(fields["examples"]),
-            patients=_count(fields["patients"]),
-            loss=_finite(fields["loss"]),
-            seconds=_finite(fields["seconds"]),
-        )
-    if present >= _EVALUATED:
-        evaluated = Evaluated(
-            metrics=_metrics(fields["metrics"], fields["values"], metrics),
-            examples=_count(fields["held_out_examples"]),
-            patients=_count(fields["held_out_patients"]),
-        )
-    return Answer(round=round_, trained=trained, evaluated=evaluated)
+        always = always | _TRAINED | (set() if expected.private else _EXACT)
+    if not request.evaluate:
+        return [always]
+    if expected.tally:
+        return [always | _TALLIED]
+    # A hospital without held-out patients (or public images) has nothing to evaluate on.
+    return [always, always | _EVALUATED]
+
+
+def _trained(fields: dict[str, Any], content: bytes, shape: Shape) -> Trained:
+    return Trained(
+        update=unpack(content, shape),
+        patients=_count(fields["patients"]),
+        examples=_count(fields["examples"]) if "examples" in fields else None,
+        loss=_finite(fields["loss"]) if "loss" in fields else None,
+        seconds=_finite(fields["seconds"]) if "seconds" in fields else None,
+    )
+
+
+def _evaluated(fields: dict[str, Any], known: frozenset[str]) -> Evaluated:
+    return Evaluated(
+        metrics=_metrics(fields["metrics"], fields["values"], known),
+        examples=_count(fields["held_out_examples"]),
+        patients=_count(fields["held_out_patients"]),
+    )
+
+
+def _tallied(fields: dict[str, Any], size: int) -> Tallied:
+    values = fields["tally"]
+    if not isinstance(values, list) or len(values) != size:
+        raise WireError(Reason.WRONG_SHAPE)
+    noise = _finite(fields["tally_noise"])
+    if noise <= 0:
+        raise WireError(Reason.MALFORMED)
+    return Tallied(np.array([_finite(value) for value in values], np.float64), noise)
+
+
+def _spent(fields: dict[str, Any]) -> Spent:
+    numbers = {key: _finite(fields[key]) for key in ("epsilon", "run_epsilon", "budget", "delta")}
+    if min(numbers.values()) < 0:
+        raise WireError(Reason.MALFORMED)
+    return Spent(**numbers, accountant=_text(fields["accountant"]), lodged=_lodged(fields))
+
+
+def _lodged(fields: dict[str, Any]) -> Lodged:
+    charges, head = _typed(fields["charges"], int), _typed(fields["head"], str)
+    if not 0 <= charges < 1 << 40 or re.fullmatch(r"[0-9a-f]{64}", head) is None:
+        raise WireError(Reason.MALFORMED)
+    return Lodged(charges, head)
 
 
 def _head(records: RecordDict) -> ConfigRecord:
@@ -307,6 +459,14 @@ def _typed(value: object, kind: type) -> Any:
     if type(value) is not kind:
         raise WireError(Reason.MALFORMED)
     return value
+
+
+def _text(value: object) -> str:
+    """Short and printable: it is shown to people."""
+    text: str = _typed(value, str)
+    if not 0 < len(text) <= 128 or not text.isprintable():
+        raise WireError(Reason.MALFORMED)
+    return text
 
 
 def _count(value: object) -> int:

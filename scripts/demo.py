@@ -5,6 +5,7 @@ Everything runs on loopback and is taken down at the end, on Ctrl-C and on failu
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -14,15 +15,16 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 
 from federation.command_line import runs_as
+from federation.privacy import accounting
 from federation.processes import free_port, wait_until
-from federation.schema import ConfigError
+from federation.schema import ConfigError, Experiment
 from server_app import compose
 from server_app.control import Control, Unreachable
 from server_app.home import Home
@@ -30,6 +32,7 @@ from server_app.home import Home
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("north", "east", "west", "south", "harbour", "valley", "hill", "lake")
 SAMPLES_SEED = 10_001  # phantoms for the report that no hospital has
+PUBLIC_SEED = 20_001  # and those that a hospital calls public
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -41,7 +44,14 @@ def demo(
         list[str] | None, typer.Argument(help="Hydra overrides, such as rounds=3.")
     ] = None,
     hospitals: Annotated[int, typer.Option(min=2, max=len(NAMES), help="How many.")] = 3,
-    patients: Annotated[int, typer.Option(min=20, help="Phantom patients a hospital.")] = 70,
+    patients: Annotated[
+        int | None,
+        typer.Option(
+            min=20,
+            help="Phantom patients a hospital; 70, and 240 under privacy.",
+            show_default=False,
+        ),
+    ] = None,
     experiment: Annotated[str, typer.Option(help="One of configs/experiment/.")] = "demo",
     out: Annotated[Path, typer.Option(help="Where the run's folder and report go.")] = ROOT
     / "demo",
@@ -51,11 +61,14 @@ def demo(
 
     Examples: scripts/demo --hospitals 4 rounds=5 strategy=fedadam
     scripts/demo --experiment tumour_segmentation
+    scripts/demo --experiment private_demo privacy.epsilon=3
     """
     chosen = [f"experiment={experiment}", *(overrides or [])]
-    task = compose.experiment(
-        chosen
-    ).task.name  # and a misspelt override is refused before anything is made
+    # composed here, so that a misspelt override is refused before anything is made
+    composed = compose.experiment(chosen)
+    task = composed.task.name
+    if patients is None:
+        patients = 70 if composed.privacy is None else 240
     out.mkdir(parents=True, exist_ok=True)
     state = Path(tempfile.mkdtemp(prefix="state-", dir=out))
     names = NAMES[:hospitals]
@@ -64,7 +77,7 @@ def demo(
         with ExitStack() as running:
             home = _federation(state, names)
             sites = [
-                _hospital(state, home, task, name, n, patients) for n, name in enumerate(names)
+                _hospital(state, home, composed, name, n, patients) for n, name in enumerate(names)
             ]
             _samples(state, task)
             _start(running, state, home, task, names, sites)
@@ -92,24 +105,46 @@ def _federation(state: Path, names: tuple[str, ...]) -> Home:
     return home
 
 
-def _hospital(state: Path, home: Home, task: str, name: str, number: int, patients: int) -> Path:
-    """A hospital's folder with images, labels, kit and site configuration."""
-    folder = state / name
+def _hospital(
+    state: Path, home: Home, experiment: Experiment, name: str, number: int, patients: int
+) -> Path:
+    """A hospital's folder with images, labels, kit, site configuration and, for its budget, a ledger."""
+    folder, task = state / name, experiment.task.name
     folder.mkdir()
     # sizes differ, and so do scanners, ages and how frequent the finding is (the phantom's --site)
     count = patients + (number % 3 - 1) * patients // 4
-    _command(
-        "hospital", "phantom", "--task", task, "--patients", str(count),
-        "--site", str(number), "--seed", str(number), "--out", str(folder / "data"),
-    )  # fmt: skip
+    data = _phantoms(task, folder / "data", count, site=number, seed=number)
     shutil.move(home.kit(name), folder / "kit")
     site = yaml.safe_load((ROOT / f"configs/site/{task}.yaml").read_text())
-    site |= {"hospital": name, "threads": 1}
-    # The phantoms come with the section of a site's configuration that says where they lie.
-    site |= yaml.safe_load((folder / "data" / "site-data.yaml").read_text())
+    site |= {"hospital": name, "threads": 1, **data}
+    if experiment.privacy is not None:
+        site["privacy"] = _promise(experiment, count)
+        if experiment.privacy.metrics == "public":
+            public = _phantoms(task, folder / "public", 40, site=number, seed=PUBLIC_SEED + number)
+            site["privacy"]["public"] = public["data"]
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(site))
+    if experiment.privacy is not None:
+        _command("hospital", "ledger", "create", "--site", str(path))
     return path
+
+
+def _phantoms(task: str, folder: Path, patients: int, *, site: int, seed: int) -> dict[str, Any]:
+    """Phantoms in a folder; the section of a site's configuration that says where they lie."""
+    _command(
+        "hospital", "phantom", "--task", task, "--patients", str(patients),
+        "--site", str(site), "--seed", str(seed), "--out", str(folder),
+    )  # fmt: skip
+    section: dict[str, Any] = yaml.safe_load((folder / "site-data.yaml").read_text())
+    return section
+
+
+def _promise(experiment: Experiment, patients: int) -> dict[str, Any]:
+    """A budget that this one run fits into, and about how many patients are trained on."""
+    training = round(patients * (1 - experiment.evaluation.held_out))
+    delta = min(1e-5, 1 / (10 * training))
+    cost = accounting.epsilon(accounting.of_run(experiment), delta)
+    return {"patients": training, "epsilon": max(8.0, math.ceil(cost)), "answer_every": 1.0}
 
 
 def _samples(state: Path, task: str) -> None:

@@ -15,7 +15,7 @@ from federation.pace import hurry_flower
 from federation.schema import ConfigError, Experiment
 from federation.tasks import Task
 from federation.wire import Arrays
-from server_app import strategies
+from server_app import strategies, tallies
 from server_app.exchange import Exchange, TooFewHospitals
 from server_app.home import HOME_VARIABLE, Home
 from server_app.rounds import Conductor
@@ -59,8 +59,19 @@ def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) 
     folder.drop_metrics_after(start.round)
     folder.write_status("running", start.round, experiment.rounds)
     log(INFO, "run %s goes on from round %d of %d", folder.name, start.round, experiment.rounds)
-    exchange = Exchange(grid, home.roster(), experiment.participation, frozenset(task.metrics))
-    Conductor(folder, experiment, strategy, exchange, parameters, task.headline).conduct(start)
+    tally = tallies.of_experiment(experiment, task)
+    exchange = Exchange(
+        grid,
+        home.roster(),
+        experiment.participation,
+        frozenset(task.metrics),
+        private=experiment.privacy is not None,
+        tally=tally.size if tally else 0,
+    )
+    conductor = Conductor(
+        folder, experiment, strategy, exchange, parameters, task.headline, home.lodgings, tally
+    )
+    conductor.conduct(start)
 
 
 def initial_model(experiment: Experiment, task: Task) -> tuple[Arrays, frozenset[str]]:

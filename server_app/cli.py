@@ -78,7 +78,7 @@ def run(
     """
     from server_app import launch
     from server_app.control import Control
-    from server_app.progress import RoundsTable
+    from server_app.progress import RoundsTable, cost_lines
 
     own, hydra = _split(overrides or [])
     place = Home(home)
@@ -94,6 +94,8 @@ def run(
             from server_app.compose import experiment as compose
 
             experiment = compose(hydra)
+            for line in cost_lines(experiment):
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
             name = own.get("run") or _new_name(experiment.name)
             launched = launch.start(place, control, experiment, name)
         folder = launched.folder

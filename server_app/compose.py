@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import (
@@ -11,31 +13,32 @@ from hydra.errors import (
     HydraException,
     OverrideParseException,
 )
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from federation.schema import ConfigError, Experiment, nearest, parse
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-GROUPS = ("experiment", "model", "strategy", "task")
+GROUPS = ("experiment", "model", "privacy", "strategy", "task")
 
 
 def experiment(overrides: Sequence[str], *, configs: Path = CONFIGS) -> Experiment:
     """Compose `configs/experiment.yaml` with Hydra overrides and check it against the schema.
 
-    The names of task, model and strategy and their own options are checked as well.
+    The names of task, model and strategy and their own options are checked as well. Under
+    patient-level privacy the experiment comes with its noise.
 
     Raises:
         ConfigError: says which key or value is wrong and what would be right.
     """
     _refuse_unknown(overrides, configs)
-    try:
-        with initialize_config_dir(str(configs), version_base=None):
-            composed = compose("experiment", overrides=list(overrides))
-        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_first_line(error)) from None
+    _refuse_privacy_that_is_not_chosen(overrides, configs)
+    content, privacy = _composed(overrides, configs)
+    if privacy == "none":
+        content["privacy"] = None  # whatever a ready experiment says of it
     checked = parse(Experiment, content)
+    if checked.privacy is not None:
+        checked = _with_noise(checked)
     _check_components(checked)
     return checked
 
@@ -43,6 +46,45 @@ def experiment(overrides: Sequence[str], *, configs: Path = CONFIGS) -> Experime
 def choices(group: str, *, configs: Path = CONFIGS) -> list[str]:
     """What can be chosen in a config group."""
     return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+
+
+def _composed(overrides: Sequence[str], configs: Path) -> tuple[dict[str, Any], str]:
+    """What Hydra makes of the overrides, and which choice of the group privacy is in it."""
+    try:
+        with initialize_config_dir(str(configs), version_base=None):
+            composed = compose("experiment", overrides=list(overrides), return_hydra_config=True)
+        privacy: str = composed.hydra.runtime.choices.privacy
+        with open_dict(composed):
+            del composed["hydra"]
+        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error)) from None
+    return cast(dict[str, Any], content), privacy
+
+
+def _refuse_privacy_that_is_not_chosen(overrides: Sequence[str], configs: Path) -> None:
+    own = [override for override in overrides if override.lstrip("+~").startswith("privacy.")]
+    if own and _composed([o for o in overrides if o not in own], configs)[1] == "none":
+        raise ConfigError(
+            f"{own[0]!r} says how, but this experiment has no privacy: add privacy=patient_dp"
+        )
+
+
+def _with_noise(checked: Experiment) -> Experiment:
+    """The experiment with the noise that its ε needs; where both are given, they must agree."""
+    from federation.privacy import accounting
+
+    found = accounting.with_noise(checked)
+    privacy = found.privacy
+    if privacy is not None and privacy.epsilon is not None:
+        cost = accounting.epsilon(accounting.of_run(found), privacy.delta)
+        if cost > privacy.epsilon:
+            raise ConfigError(
+                f"privacy.noise_multiplier={privacy.noise_multiplier:g} makes the run cost "
+                f"ε = {cost:.4g}, and privacy.epsilon is {privacy.epsilon:g}: more noise, fewer steps, "
+                "or privacy.epsilon=null to take what it costs"
+            )
+    return found
 
 
 def _refuse_unknown(overrides: Sequence[str], configs: Path) -> None:
@@ -64,11 +106,16 @@ def _refuse_unknown(overrides: Sequence[str], configs: Path) -> None:
 def _check_components(checked: Experiment) -> None:
     # Imported late: torch and MONAI take seconds, and an experiment with a misspelt key needs neither.
     from federation import models, tasks
-    from server_app import strategies
+    from server_app import strategies, tallies
 
     strategies.build(checked)
     task = tasks.build(checked.task)
-    models.build(checked.model, task, seed=checked.seed)
+    network = models.build(checked.model, task, seed=checked.seed)
+    if checked.privacy is not None:
+        from federation.privacy import fit
+
+        fit.require_private(network, task, checked.privacy)
+        tallies.of_experiment(checked, task)
 
 
 def _first_line(error: Exception) -> str:
@@ -83,6 +130,7 @@ def _known_keys(line: str) -> str:
     """`Key 'rats' is not in struct` with the nearest key of any section."""
     known = set(Experiment.model_fields)
     for field in Experiment.model_fields.values():
-        known |= set(getattr(field.annotation, "model_fields", {}))
+        for option in (field.annotation, *typing.get_args(field.annotation)):
+            known |= set(getattr(option, "model_fields", {}))
     word = line.split("'")[1] if line.count("'") >= 2 else ""
     return f"unknown key {word!r}{nearest(word, known)}" if "not in struct" in line else line

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -22,7 +22,7 @@ from federation import wire
 from federation.pace import Pace
 from federation.roster import Roster
 from federation.schema import Participation
-from federation.wire import Answer, Arrays, Reason, Request, Shape, WireError
+from federation.wire import Answer, Arrays, Expected, Lodged, Reason, Request, Shape, WireError
 
 _TRANSPORT_FAILURES: Mapping[int, Reason] = {
     ErrorCode.NODE_UNAVAILABLE: Reason.UNAVAILABLE,
@@ -53,13 +53,15 @@ class Exchange:
     """Asks hospitals over the Grid.
 
     Attributes:
-        metrics: names a task may report.
+        metrics, private, tally: what an answer may hold, see `federation.wire.Expected`.
     """
 
     grid: Grid
     roster: Roster
     participation: Participation
     metrics: frozenset[str]
+    private: bool = False
+    tally: int = 0
     _names: dict[bytes, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,17 +80,24 @@ class Exchange:
         return found
 
     def ask(
-        self, hospitals: Sequence[str], request: Request, model: Arrays, *, wait: float
+        self,
+        hospitals: Sequence[str],
+        request: Request,
+        model: Arrays,
+        *,
+        wait: float,
+        lodged: Mapping[str, Lodged] | None = None,
     ) -> list[Outcome]:
         """Send `request` with `model` to hospitals and wait for what they say.
 
         Args:
             wait: seconds to wait for a hospital of the list that is not connected.
+            lodged: how far each hospital's ledger is known to be; it goes with its request alone.
 
         Returns:
             An outcome a hospital, in the order of their names.
         """
-        conversation = _Conversation(self, hospitals, request, model, wait)
+        conversation = _Conversation(self, hospitals, request, model, wait, lodged or {})
         return conversation.hold()
 
 
@@ -102,9 +111,12 @@ class _Conversation:
         request: Request,
         model: Arrays,
         wait: float,
+        lodged: Mapping[str, Lodged],
     ) -> None:
-        self.exchange, self.request = exchange, request
-        self.shape = Shape.of(model)
+        self.exchange, self.request, self.lodged = exchange, request, lodged
+        self.expected = Expected(
+            Shape.of(model), exchange.metrics, private=exchange.private, tally=exchange.tally
+        )
         self.packed = wire.pack(model)
         self.model_bytes = len(self.packed)
         self.outcomes = {name: Outcome(name) for name in sorted(hospitals)}
@@ -151,7 +163,9 @@ class _Conversation:
         lifetime = max(self.deadline - time.monotonic(), 1.0) + 60
         messages = [
             Message(
-                wire.request_to_records(self.request, self.packed),
+                wire.request_to_records(
+                    replace(self.request, lodged=self.lodged.get(name)), self.packed
+                ),
                 dst_node_id=online[name],
                 message_type="train",
                 group_id=str(self.request.round),
@@ -210,9 +224,7 @@ class _Conversation:
             return
         try:
             outcome.bytes_up += len(wire.blob(reply.content))
-            answer = wire.answer_from_records(
-                reply.content, self.request, self.shape, self.exchange.metrics
-            )
+            answer = wire.answer_from_records(reply.content, self.request, self.expected)
         except WireError as error:
             outcome.reason = error.reason
             return

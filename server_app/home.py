@@ -5,6 +5,7 @@ ca.crt ca.key     the federation's authority      server.crt .key  the SuperLink
 identity.key      signs the roster                superexec.secret
 superlink.db      Flower's state                  runs/RUN/        see server_app/state.py
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
+lodgings/         see server_app/lodgings.py
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import Field, StringConstraints
 from federation import roster
 from federation.roster import Roster
 from federation.schema import Closed, ConfigError, parse
+from server_app.lodgings import Lodgings
 
 HOME_VARIABLE = "CONSILIUM_COORDINATOR"  # the folder's path, in the environment of its processes
 
@@ -74,6 +76,10 @@ class Home:
     @property
     def flower(self) -> Path:
         return self.path / "flower"
+
+    @property
+    def lodgings(self) -> Lodgings:
+        return Lodgings(self.path / "lodgings")
 
     @property
     def services(self) -> Path:

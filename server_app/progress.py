@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from federation.schema import Experiment
 from server_app.state import RunFolder
 
 _ROWS = 12  # newest rounds shown while a run is live
@@ -24,7 +25,8 @@ class RoundsTable:
     def __init__(self, folder: RunFolder, console: Console) -> None:
         self.console = console
         self.headline: str = folder.record()["task"]["headline"]
-        rounds = folder.experiment().rounds
+        experiment = folder.experiment()
+        rounds, self.private = experiment.rounds, experiment.privacy is not None
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -69,7 +71,7 @@ class RoundsTable:
             "round",
             "seconds",
             "MB",
-            "loss",
+            "ε spent" if self.private else "loss",
             self.headline,
             "worst hospital",
             "left out",
@@ -82,24 +84,33 @@ class RoundsTable:
 
     def _line(self, row: dict[str, Any]) -> str:
         if row["kind"] == "round":
-            number, seconds, megabytes, loss, *_, left = round_values(row, None, self.headline)
-            text = f"round {number}: {seconds} s, {megabytes} MB, loss {loss}"
+            number, seconds, megabytes, told, *_, left = round_values(row, None, self.headline)
+            what = "ε spent" if self.private else "loss"
+            text = f"round {number}: {seconds} s, {megabytes} MB, {what} {told or 'not known'}"
             return f"{text}, left out: {left}" if left else text
         value, low = evaluation_values(row, self.headline)
+        if not value:
+            return f"  after round {row['round']}: {self.headline} not known"
         return f"  after round {row['round']}: {self.headline} {value}, worst {low}"
 
 
 def round_values(
     row: dict[str, Any], evaluation: dict[str, Any] | None, headline: str
 ) -> tuple[str, ...]:
-    """A round's cells: number, seconds, MB both ways, mean loss, headline, worst, left out."""
+    """A round's cells: number, seconds, MB both ways, mean loss, headline, worst, left out.
+
+    In place of the loss, which a private run does not have, what the run has cost the patients of the
+    hospital where it cost most.
+    """
     hospitals = row["hospitals"]
     moved = sum(h["bytes_down"] + h["bytes_up"] for h in hospitals.values()) / 1e6
     losses = [h["loss"] for h in hospitals.values() if "loss" in h and h["status"] == "ok"]
     left = ", ".join(f"{n} ({h['reason']})" for n, h in hospitals.items() if h["status"] != "ok")
     value, low = evaluation_values(evaluation, headline)
-    loss = f"{sum(losses) / len(losses):.3f}" if losses else ""
-    return str(row["round"]), f"{row['seconds']:.1f}", f"{moved:.1f}", loss, value, low, left
+    told = f"{sum(losses) / len(losses):.3f}" if losses else ""
+    spent = [h["spent"]["run_epsilon"] for h in hospitals.values() if "spent" in h]
+    told = f"{max(spent):.2f}" if spent else told
+    return str(row["round"]), f"{row['seconds']:.1f}", f"{moved:.1f}", told, value, low, left
 
 
 def evaluation_values(row: dict[str, Any] | None, headline: str) -> tuple[str, str]:
@@ -108,6 +119,29 @@ def evaluation_values(row: dict[str, Any] | None, headline: str) -> tuple[str, s
         return "", ""
     low = row["worst"].get(headline)
     return f"{row['overall'][headline]:.3f}", f"{low['value']:.3f} {low['hospital']}" if low else ""
+
+
+def cost_lines(experiment: Experiment) -> list[str]:
+    """What a private run will cost each patient, for whoever starts it; nothing for other runs."""
+    privacy = experiment.privacy
+    if privacy is None:
+        return []
+    from federation.privacy import accounting
+
+    steps = experiment.training.local_steps
+    cost = accounting.epsilon(accounting.of_run(experiment), privacy.delta)
+    lines = [
+        f"privacy: the run costs each patient ε = {cost:.2f} at δ = {privacy.delta:g}, "
+        "if no round has to be trained anew",
+        f"  σ = {privacy.noise_multiplier:g}, q = {privacy.sampling_rate:g}, "
+        f"{steps * experiment.rounds} steps ({experiment.rounds} rounds of {steps})",
+    ]
+    if privacy.metrics == "noisy":
+        lines.append(
+            f"  and noisy metrics, {accounting.evaluations(experiment)} times, "
+            f"σ = {privacy.metrics_noise_multiplier:g} patients"
+        )
+    return lines
 
 
 def hospitals_table(names: list[str], states: dict[str, str] | None) -> Table:

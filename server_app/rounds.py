@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from federation.schema import Experiment
-from federation.wire import Arrays, Evaluated, Reason, Request, Trained
+from federation.tasks import Tally
+from federation.wire import Arrays, Evaluated, Reason, Request, Spent, Tallied, Trained
+from server_app import averaging, tallies
 from server_app.exchange import Exchange, Outcome, TooFewHospitals
+from server_app.lodgings import Lodgings, agrees
 from server_app.state import Checkpoint, RunFolder, now
 from server_app.strategies import Strategy
 
@@ -23,6 +26,8 @@ class Conductor:
     Attributes:
         parameters: names of the model's trainable arrays. The others (running means, counters) are
             averaged, whatever the strategy does to the parameters.
+        lodgings: what is kept of the hospitals' ledgers; used by private runs.
+        tally: what noisy metrics are read from, if they are.
         wait: seconds that a round waits for hospitals that are not connected.
     """
 
@@ -32,6 +37,8 @@ class Conductor:
     exchange: Exchange
     parameters: frozenset[str]
     headline: str
+    lodgings: Lodgings
+    tally: Tally | None = None
     wait: float = 90.0
 
     def conduct(self, start: Checkpoint) -> Checkpoint:
@@ -45,21 +52,24 @@ class Conductor:
             done = self.round(done)
             self.folder.save(done)
             self.folder.write_status("running", done.round, rounds)
-        self.final_evaluation(done)
+        if self.experiment.evaluates:
+            self.final_evaluation(done)
         return done
 
     def round(self, done: Checkpoint) -> Checkpoint:
         """One round: the committed state in, the next one out."""
         number, began, started = done.round + 1, time.monotonic(), now()
-        evaluate = done.round % self.experiment.evaluation.every == 0
+        due = done.round % self.experiment.evaluation.every == 0
+        evaluate = due and self.experiment.evaluates
         request = Request(self.folder.name, number, evaluate=evaluate, train=True)
-        outcomes = self.exchange.ask(self._chosen(), request, done.model, wait=self.wait)
+        outcomes = self._ask(request, done)
         self._leave_out_large_updates(outcomes)
         if evaluate:
             self._record_evaluation(done.round, outcomes)
         trained = {o.hospital: o.answer.trained for o in outcomes if _is_good(o) and o.answer}
         updates = {name: work for name, work in trained.items() if work is not None}
-        self._require(len(updates), outcomes, number)
+        kept = f"; the {done.round} rounds before it are kept" if done.round else ""
+        self._require(len(updates), outcomes, f"round {number}", kept)
         mean = weighted_mean(updates, self.experiment.participation.weighting)
         model, memory = self.step(done, mean)
         self.folder.append_metrics(
@@ -72,13 +82,13 @@ class Conductor:
                 "hospitals": {o.hospital: _training_row(o) for o in outcomes},
             }
         )
-        return Checkpoint(number, model, memory)
+        return self._released(Checkpoint(number, model, memory), done)
 
     def step(self, done: Checkpoint, mean: Arrays) -> tuple[Arrays, Arrays]:
         """The strategy on the parameters; the mean on everything else, integers kept integers."""
         parameters = {name: done.model[name] for name in done.model if name in self.parameters}
         update = {name: mean[name] for name in parameters}
-        stepped, memory = self.strategy.step(parameters, update, done.strategy)
+        stepped, memory = self.strategy.step(parameters, update, averaging.split(done.strategy)[0])
         model: Arrays = {}
         for name, array in done.model.items():
             value = stepped[name] if name in stepped else array + mean[name]
@@ -90,19 +100,50 @@ class Conductor:
     def final_evaluation(self, done: Checkpoint) -> None:
         """The last model on every hospital's held-out patients; nothing is trained."""
         request = Request(self.folder.name, done.round + 1, evaluate=True, train=False)
-        outcomes = self.exchange.ask(self._chosen(), request, done.model, wait=self.wait)
-        self._require(sum(map(_is_good, outcomes)), outcomes, done.round)
+        outcomes = self._ask(request, done)
+        what = f"evaluation of the model of round {done.round}"
+        self._require(sum(map(_is_good, outcomes)), outcomes, what, "; the model is kept")
         self._record_evaluation(done.round, outcomes)
+
+    def _ask(self, request: Request, done: Checkpoint) -> list[Outcome]:
+        """The hospitals' answers; of a private run, those whose ledger goes on from what was lodged."""
+        chosen = self._chosen()
+        if self.experiment.privacy is None:
+            return self.exchange.ask(chosen, request, done.model, wait=self.wait)
+        lodged = self.lodgings.of(chosen)
+        first = self.folder.first_asked(request.round, lodged)
+        outcomes = self.exchange.ask(chosen, request, done.model, wait=self.wait, lodged=lodged)
+        heard = {}
+        for outcome in outcomes:
+            if outcome.answer is None or outcome.answer.spent is None:
+                continue
+            said = outcome.answer.spent.lodged
+            if agrees(said, first.get(outcome.hospital)):
+                heard[outcome.hospital] = said
+            else:
+                outcome.answer, outcome.reason = None, Reason.LEDGER_UNUSABLE
+        self.lodgings.keep(heard)
+        return outcomes
+
+    def _released(self, made: Checkpoint, done: Checkpoint) -> Checkpoint:
+        """Keep the mean over rounds, where the experiment has one; after the last it is the model."""
+        privacy = self.experiment.privacy
+        if privacy is None or privacy.ema == 0:
+            return made
+        mean = averaging.average(privacy.ema, done, made.model)
+        last = made.round == self.experiment.rounds
+        memory = made.strategy | averaging.remembered(mean)
+        return Checkpoint(made.round, mean if last else made.model, memory)
 
     def _chosen(self) -> list[str]:
         return self.experiment.participation.hospitals or self.exchange.roster.names()
 
-    def _require(self, good: int, outcomes: list[Outcome], number: int) -> None:
+    def _require(self, good: int, outcomes: list[Outcome], what: str, kept: str) -> None:
         least = self.experiment.participation.least
         if good < least:
             why = ", ".join(f"{o.hospital}: {o.reason}" for o in outcomes if not _is_good(o))
             raise TooFewHospitals(
-                f"round {number}: {good} good answers, participation.least is {least} ({why})"
+                f"{what}: {good} good answers, participation.least is {least} ({why}){kept}"
             )
 
     def _leave_out_large_updates(self, outcomes: list[Outcome]) -> None:
@@ -113,21 +154,44 @@ class Conductor:
                 outcome.reason = Reason.NORM_TOO_LARGE
 
     def _record_evaluation(self, number: int, outcomes: list[Outcome]) -> None:
-        evaluated = {
-            o.hospital: o.answer.evaluated
-            for o in outcomes
-            if _is_good(o) and o.answer and o.answer.evaluated
-        }
+        good = {o.hospital: o.answer for o in outcomes if _is_good(o) and o.answer}
+        rows = {o.hospital: _evaluation_row(o) for o in outcomes}
+        if self.tally is None:
+            evaluated = {name: a.evaluated for name, a in good.items() if a.evaluated}
+            summary: dict[str, Any] = {"overall": overall(evaluated)}
+        else:
+            tallied = {name: a.tallied for name, a in good.items() if a.tallied}
+            summary = self._measure(self.tally, number, tallied, rows)
+        metrics = {name: rows[name]["metrics"] for name in good if "metrics" in rows[name]}
         self.folder.append_metrics(
             {
                 "kind": "evaluation",
                 "round": number,
                 "time": now(),
-                "hospitals": {o.hospital: _evaluation_row(o) for o in outcomes},
-                "overall": overall(evaluated),
-                "worst": worst(evaluated, self.headline),
+                "hospitals": rows,
+                **summary,
+                "worst": worst(metrics, self.headline),
             }
         )
+
+    def _measure(
+        self,
+        tally: Tally,
+        number: int,
+        tallied: dict[str, Tallied],
+        rows: dict[str, dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Metrics of each hospital's noisy sums, into its row, and of the sum of these over all."""
+        seed = (self.experiment.seed, number)
+        for place, (name, one) in enumerate(tallied.items(), start=1):
+            metrics, intervals = tallies.measure(tally, one, *seed, place)
+            rows[name] |= {"metrics": metrics, "intervals": intervals}
+        metrics, intervals = {}, {}
+        if tallied:
+            metrics, intervals = tallies.measure(
+                tally, tallies.total(list(tallied.values())), *seed, 0
+            )
+        return {"overall": metrics, "overall_intervals": intervals}
 
 
 def weighted_mean(updates: dict[str, Trained], weighting: str) -> Arrays:
@@ -136,10 +200,12 @@ def weighted_mean(updates: dict[str, Trained], weighting: str) -> Arrays:
     The mean has the updates' dtype; that of integer arrays (counters) stays float64.
 
     Args:
-        weighting: `examples` (wₖ: training examples) or `equal`.
+        weighting: `examples` (wₖ: training examples, or the declared patients where these are not
+            told, under patient-level privacy) or `equal`.
     """
     ordered = [updates[name] for name in sorted(updates)]
-    weights = [float(work.examples) if weighting == "examples" else 1.0 for work in ordered]
+    sizes = [work.patients if work.examples is None else work.examples for work in ordered]
+    weights = [float(size) if weighting == "examples" else 1.0 for size in sizes]
     total = math.fsum(weights)
     mean: Arrays = {}
     for name, like in ordered[0].update.items():
@@ -169,9 +235,9 @@ def overall(evaluated: dict[str, Evaluated]) -> dict[str, float]:
     return means
 
 
-def worst(evaluated: dict[str, Evaluated], headline: str) -> dict[str, dict[str, Any]]:
-    """The hospital where the headline metric (larger is better) is lowest."""
-    having = {name: e.metrics[headline] for name, e in evaluated.items() if headline in e.metrics}
+def worst(metrics: dict[str, dict[str, float]], headline: str) -> dict[str, dict[str, Any]]:
+    """The hospital where the headline metric (larger is better) is lowest, of metrics by hospital."""
+    having = {name: own[headline] for name, own in metrics.items() if headline in own}
     if not having:
         return {}
     name = min(sorted(having), key=lambda hospital: having[hospital])
@@ -195,14 +261,14 @@ def _training_row(outcome: Outcome) -> dict[str, Any]:
     row["answered_after"] = round(outcome.seconds, 3)
     trained = outcome.answer.trained if outcome.answer else None
     if trained is not None:
+        row |= {"patients": trained.patients, "update_norm": norm(trained.update)}
+        exact = {"examples": trained.examples, "loss": trained.loss, "seconds": trained.seconds}
         row |= {
-            "examples": trained.examples,
-            "patients": trained.patients,
-            "loss": trained.loss,
-            "seconds": round(trained.seconds, 3),
-            "update_norm": norm(trained.update),
+            name: round(value, 3) if name == "seconds" else value
+            for name, value in exact.items()
+            if value is not None
         }
-    return row
+    return row | _spent_row(outcome)
 
 
 def _evaluation_row(outcome: Outcome) -> dict[str, Any]:
@@ -214,4 +280,13 @@ def _evaluation_row(outcome: Outcome) -> dict[str, Any]:
             "patients": evaluated.patients,
             "metrics": evaluated.metrics,
         }
-    return row
+    return row | _spent_row(outcome)
+
+
+def _spent_row(outcome: Outcome) -> dict[str, Any]:
+    """What the hospital says of its ledger, in a private run."""
+    spent: Spent | None = outcome.answer.spent if outcome.answer else None
+    if spent is None:
+        return {}
+    told = {key: getattr(spent, key) for key in ("epsilon", "run_epsilon", "budget", "delta")}
+    return {"spent": told | {"accountant": spent.accountant, "charges": spent.lodged.charges}}

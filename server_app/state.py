@@ -3,6 +3,7 @@
     experiment.json    the canonical experiment; run.json: who ran which code, and when
     model.safetensors  the global model; its header names the round that made it
     strategy-R.safetensors  what the strategy remembers after round R (absent for rules without memory)
+    asked.json         of a private run: what was lodged when its newest round was first asked
     metrics.jsonl      one line a round and one an evaluation
     status.json        running, completed or failed, for whoever watches
     lock               held by the process that conducts the run; the kernel lets go when it dies
@@ -19,9 +20,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,7 +31,7 @@ import safetensors
 import safetensors.numpy
 
 from federation.schema import ConfigError, Experiment
-from federation.wire import Arrays
+from federation.wire import Arrays, Lodged
 
 
 def now() -> str:
@@ -183,6 +184,21 @@ class RunFolder:
 
     def _strategy_file(self, round_: int) -> Path:
         return self.path / f"strategy-{round_}.safetensors"
+
+    def first_asked(self, round_: int, lodged: Mapping[str, Lodged]) -> dict[str, Lodged]:
+        """What was lodged when this round was first asked: `lodged`, or what stands there already.
+
+        A hospital answers a request that comes again with the bytes that it sent before, and these tell
+        of the ledger as it was then, whatever other runs charged meanwhile.
+        """
+        path = self.path / "asked.json"
+        if path.exists():
+            asked = json.loads(path.read_text())
+            if asked["round"] == round_:
+                return {name: Lodged(**told) for name, told in asked["lodged"].items()}
+        told = {name: asdict(one) for name, one in lodged.items()}
+        write_atomically(path, json.dumps({"round": round_, "lodged": told}).encode())
+        return dict(lodged)
 
     # --- metrics ---------------------------------------------------------------------------------
 

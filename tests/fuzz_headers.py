@@ -26,7 +26,7 @@ import pydicom
 from client_app.imaging.readers import SECONDS, Readers
 from client_app.imaging.record import Record
 from client_app.imaging.set_aside import Reason
-from federation.schema import Data
+from client_app.site import Data
 
 CANARY = b"CaNaRy7x"
 KEY = bytes(range(32))

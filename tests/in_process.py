@@ -7,27 +7,44 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from numpy.typing import NDArray
 
 from federation import wire
 from federation.roster import Member, Roster
 from federation.schema import Experiment, parse
-from federation.wire import Answer, Arrays, Evaluated, Shape, Trained
+from federation.tasks import Tally
+from federation.wire import (
+    Answer,
+    Arrays,
+    Evaluated,
+    Lodged,
+    Reason,
+    Request,
+    Shape,
+    Spent,
+    Tallied,
+    Trained,
+)
 from server_app import strategies
 from server_app.exchange import Exchange
+from server_app.lodgings import Lodgings
 from server_app.rounds import Conductor
 from server_app.state import RunFolder
 
@@ -124,7 +141,7 @@ def adding(amount: float, examples: int = 1) -> Callable[[RecordDict], RecordDic
             "w": (model["w"] / 10 + amount).astype(np.float32),
             "seen": np.array(examples, np.int64),
         }
-        trained = Trained(update, examples, examples, loss=1.0, seconds=0.0)
+        trained = Trained(update, examples, examples=examples, loss=1.0, seconds=0.0)
         evaluated = Evaluated({"score": float(model["w"].sum()), "loss": amount}, 2, 1)
         return wire.answer_to_records(
             Answer(
@@ -135,6 +152,67 @@ def adding(amount: float, examples: int = 1) -> Callable[[RecordDict], RecordDic
         )
 
     return handler
+
+
+def private(
+    amount: float,
+    patients: int = 1,
+    *,
+    charges: Callable[[Request], int] = lambda request: request.round,
+    tally: Callable[[Request], Tallied] | None = None,
+    budget: float = 8.0,
+    seen: list[Request] | None = None,
+) -> Callable[[RecordDict], RecordDict]:
+    """As `adding`, of a private run: no exact figure, and word of a ledger of `charges` rows.
+
+    Args:
+        charges: of a request, the rows that its ledger has then; each costs 0.5 of `budget`.
+        tally: its noisy sums; none: it has public images.
+        seen: where requests are noted.
+    """
+
+    def handler(records: RecordDict) -> RecordDict:
+        request = wire.request_from_records(records)
+        model = wire.unpack(wire.blob(records), Shape.of(START))
+        if seen is not None:
+            seen.append(request)
+        count = charges(request)
+        if count * 0.5 > budget:
+            return wire.answer_to_records(Answer(request.round, refused=Reason.BUDGET_SPENT))
+        update = {"w": (model["w"] / 10 + amount).astype(np.float32), "seen": START["seen"]}
+        evaluated = Evaluated({"score": float(model["w"].sum()), "loss": amount}, 2, 1)
+        return wire.answer_to_records(
+            Answer(
+                round=request.round,
+                trained=Trained(update, patients) if request.train else None,
+                evaluated=evaluated if request.evaluate and tally is None else None,
+                tallied=tally(request) if request.evaluate and tally is not None else None,
+                spent=Spent(
+                    count * 0.5, request.round * 0.5, budget, 1e-5, "rdp", ledger_of(count)
+                ),
+            )
+        )
+
+    return handler
+
+
+def share(sums: NDArray[np.float64]) -> dict[str, float]:
+    return {"score": float(sums[0] / sums.sum())} if sums.sum() > 0 else {}
+
+
+SHARE = Tally(2, lambda predictions: torch.zeros(2, dtype=torch.float64), share)
+
+
+def sums(*values: float, noise: float) -> Callable[[Request], Tallied]:
+    return lambda _: Tallied(np.array(values, np.float64), noise)
+
+
+def ledger_of(charges: int) -> Lodged:
+    """How a ledger of so many charges is lodged."""
+    return Lodged(charges, hashlib.sha256(str(charges).encode()).hexdigest())
+
+
+PRIVATE: dict[str, Any] = {"noise_multiplier": 1.0, "sampling_rate": 0.1}
 
 
 def experiment(**changes: Any) -> Experiment:
@@ -162,10 +240,32 @@ def experiment(**changes: Any) -> Experiment:
     return parse(Experiment, content | changes)
 
 
-def conductor(grid: InProcessGrid, folder: RunFolder, wait: float = 0.3) -> Conductor:
+def conductor(
+    grid: InProcessGrid,
+    folder: RunFolder,
+    wait: float = 0.3,
+    *,
+    tally: Tally | None = None,
+    lodgings: Path | None = None,
+) -> Conductor:
     """What `server_app.app` builds, for the model START."""
     content = folder.experiment()
-    exchange = Exchange(grid, grid.roster(), content.participation, frozenset(METRICS))
+    exchange = Exchange(
+        grid,
+        grid.roster(),
+        content.participation,
+        frozenset(METRICS),
+        private=content.privacy is not None,
+        tally=tally.size if tally else 0,
+    )
     return Conductor(
-        folder, content, strategies.build(content), exchange, frozenset({"w"}), "score", wait
+        folder,
+        content,
+        strategies.build(content),
+        exchange,
+        frozenset({"w"}),
+        "score",
+        Lodgings(lodgings or folder.path.parent / "lodgings"),
+        tally,
+        wait,
     )

@@ -17,7 +17,8 @@ from client_app.imaging.labels import Labels, find_labels
 from client_app.imaging.layouts import open_layout
 from client_app.imaging.pseudonym import keyed_hash
 from client_app.imaging.set_aside import Reason, SetAside, Unfit
-from federation.schema import ConfigError, Data, nearest
+from client_app.site import Data
+from federation.schema import ConfigError, nearest
 from federation.tasks import Task
 
 # Image and mask must name the same point of space this closely, in mm, to lie on one grid: files
@@ -211,10 +212,13 @@ class _Masks:
         return Mask(newest.kind, newest.file, classes)
 
     def drawn_on(self, image: Image) -> list[MaskFile]:
-        """All masks that refer to an image, the newest first."""
+        """All masks of its patient that refer to an image, the newest first.
+
+        Another patient's file may not decide over this one's: what a patient adds must be his own.
+        """
         name = image.series or str(image.files[0].relative_to(self._root))
         found = sorted(
-            self._by_reference.get(name, ()),
+            (m for m in self._by_reference.get(name, ()) if m.patient in ("", image.patient)),
             key=lambda mask: (mask.created, mask.instance),
             reverse=True,
         )

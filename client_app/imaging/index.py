@@ -29,7 +29,8 @@ from client_app.imaging.set_aside import Reason, SetAside
 from client_app.imaging.store import connect, is_damage, locked, open_store, remove
 from client_app.imaging.survey import Progress as Progress
 from client_app.imaging.survey import Survey
-from federation.schema import ConfigError, Data
+from client_app.site import Data
+from federation.schema import ConfigError
 
 # Whether another file, earlier in the order of paths, holds the same instance.
 _IS_COPY = """(files.instance != '' AND EXISTS (

@@ -12,7 +12,8 @@ from client_app.imaging.image import Image, Mask
 from client_app.imaging.pseudonym import normalised, pseudonym, uid_hash
 from client_app.imaging.set_aside import Reason, Unfit
 from client_app.imaging.table import read_table
-from federation.schema import ConfigError, Data, nearest
+from client_app.site import Data
+from federation.schema import ConfigError, nearest
 from federation.tasks import Task
 
 # The most specific column that a row fills in says what it speaks of.

@@ -17,7 +17,8 @@ from client_app.imaging.attributes import attributes
 from client_app.imaging.header import Kind
 from client_app.imaging.set_aside import Reason, Unfit
 from client_app.imaging.table import read_table
-from federation.schema import ConfigError, Data
+from client_app.site import Data
+from federation.schema import ConfigError
 
 Name = Literal["dicom", "nifti", "bids", "decathlon"]
 

@@ -26,6 +26,11 @@ def open_key(state: Path) -> bytes:
         ConfigError: it is gone or damaged, or others may read it.
     """
     file = state / "pseudonym.key"
+    if not file.exists() and (state / "ledger.sqlite").exists():
+        raise ConfigError(
+            f"{file} is gone, but the ledger of its patients is there: restore the key from a backup. "
+            "With a new key nobody knows whose privacy the ledger counts"
+        )
     if not file.exists() and (state / "index.sqlite").exists():
         raise ConfigError(
             f"{file} is gone, but the index made with it is there: restore the key from a backup. "

@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 from client_app.imaging.layouts import open_layout
 from client_app.imaging.record import Record
 from client_app.imaging.set_aside import Reason
-from federation.schema import Data
+from client_app.site import Data
 
 READER = "client_app.imaging.record:open_reader"
 SECONDS = 5.0  # a file

@@ -17,7 +17,7 @@ from client_app.imaging.set_aside import Reason
 from client_app.imaging.store import scratch, transaction
 from client_app.imaging.volumes import LARGEST, Member, Volume, too_large, volumes
 from client_app.imaging.walk import walk
-from federation.schema import Data
+from client_app.site import Data
 
 Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""

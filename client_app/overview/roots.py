@@ -23,7 +23,8 @@ from client_app.imaging.pseudonym import keyed_hash, open_key
 from client_app.overview import screen
 from client_app.overview.tally import Tally, tally
 from client_app.private_file import write_private
-from federation.schema import ConfigError, Data, Site
+from client_app.site import Data, Site
+from federation.schema import ConfigError
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from client_app.prediction.model import Model, read_model
 from client_app.prediction.predict import Answer, predict
 from client_app.prediction.sources import find_sources
 from client_app.private_file import printable
+from client_app.site import Site
 from client_app.training.device import pick_device
-from federation.schema import Site
 
 _MOST_ROWS = 40
 

@@ -16,7 +16,8 @@ from client_app.imaging.index import update
 from client_app.imaging.layouts import IMAGES, detect, is_nifti
 from client_app.imaging.pseudonym import KEY_BYTES, open_key, uid_hash
 from client_app.imaging.set_aside import SetAside, Unfit
-from federation.schema import ConfigError, Data, Site
+from client_app.site import Data, Site
+from federation.schema import ConfigError
 from federation.tasks import Task
 
 _UID = r"[0-9]+(\.[0-9]+)+"  # PS3.5, 9.1

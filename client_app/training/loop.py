@@ -58,10 +58,10 @@ def train(
     if len(items) == 0:
         raise ValueError("there is nothing to train on: items is empty")
     network.to(device).train()
-    optimizer = _optimizer(network, training, learning_rate)
+    optimizer = make_optimizer(network, training, learning_rate)
     parameters = [p for p in network.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
-    half = _half_precision(device)
+    half = half_precision(device)
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     losses: list[Tensor] = []
 
@@ -74,14 +74,14 @@ def train(
         workers=workers,
     )
     with (
-        _reproducible(device, seed),
-        _channels_last(network, task, device),
+        reproducible(device, seed),
+        channels_last(network, task, device),
         contextlib.closing(feed),
     ):
         for images, labels in feed:
             with torch.autocast(device.type, dtype=half, enabled=half is not None):
-                logits = network(_send(images, device))
-            loss = task.loss(logits.float(), _send(labels, device))
+                logits = network(send(images, device))
+            loss = task.loss(logits.float(), send(labels, device))
             losses.append(loss.detach())
             if training.proximal_mu:
                 loss = loss + training.proximal_mu / 2 * squared_distance(parameters, start)
@@ -112,17 +112,12 @@ def evaluate(
     Each value is finite and its name is one of `task.metrics`; what cannot be computed is left out.
     Single precision on every device. The network is left in the mode it was in.
     """
-    mode = network.training
-    network.to(device).eval()
-    try:
-        with torch.inference_mode():
-            predictions = [
-                _predict(network, task, case, items[index], device)
-                for index, case in zip(range(len(items)), cases, strict=True)
-            ]
-            measured = task.measure(predictions)
-    finally:
-        network.train(mode)
+    with predicting(network, device):
+        predictions = [
+            predict(network, task, case, items[index], device)
+            for index, case in zip(range(len(items)), cases, strict=True)
+        ]
+        measured = task.measure(predictions)
     return {
         name: measured[name] for name in task.metrics if math.isfinite(measured.get(name, math.nan))
     }
@@ -135,7 +130,19 @@ def squared_distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> T
     ).sum()
 
 
-def _predict(
+@contextlib.contextmanager
+def predicting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """The network on the device, its dropout off and without gradients; afterwards in its mode again."""
+    mode = network.training
+    network.to(device).eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        network.train(mode)
+
+
+def predict(
     network: nn.Module, task: Task, case: Case, item: Mapping[str, Any], device: torch.device
 ) -> Prediction:
     """One case's outcome, computed where its logits are, so that no volume of them is kept."""
@@ -146,7 +153,7 @@ def _predict(
     return Prediction(case.patient, outcome, kept, case.attributes)
 
 
-def _optimizer(network: nn.Module, training: Training, rate: float) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, training: Training, rate: float) -> torch.optim.Optimizer:
     parameters = [p for p in network.parameters() if p.requires_grad]
     decay = training.weight_decay
     match training.optimizer:
@@ -158,14 +165,14 @@ def _optimizer(network: nn.Module, training: Training, rate: float) -> torch.opt
             return torch.optim.AdamW(parameters, rate, weight_decay=decay)
 
 
-def _half_precision(device: torch.device) -> torch.dtype | None:
+def half_precision(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the GPU has it, else float16 with scaled gradients; none on the CPU."""
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _send(batch: Tensor, device: torch.device) -> Tensor:
+def send(batch: Tensor, device: torch.device) -> Tensor:
     """`batch` on the device; from pinned memory, so that a GPU need not be waited for."""
     if device.type != "cuda":
         return batch
@@ -181,7 +188,7 @@ def _require_finite(loss: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
+def reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """Dropout and the like draw from `seed`; on the CPU, only algorithms that repeat to the bit.
 
     The process's random state and its choice of algorithms are as before afterwards. On a GPU
@@ -201,7 +208,7 @@ def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _channels_last(network: nn.Module, task: Task, device: torch.device) -> Iterator[None]:
+def channels_last(network: nn.Module, task: Task, device: torch.device) -> Iterator[None]:
     """The memory layout that a GPU's tensor cores read fastest; afterwards the usual one again."""
     layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
     if device.type != "cuda" or task.spatial_dims not in layouts:

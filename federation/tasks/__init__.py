@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from federation import registry
@@ -60,6 +62,24 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """Metrics from sums over patients, for where nothing but sums may leave a hospital.
+
+    Attributes:
+        size: how many numbers a tally has.
+        count: the predictions on one patient's held-out cases to float64 (size,), none of them
+            negative and of an L2 norm of at most 1, so that one patient moves the sum by no more. All
+            are 0 where an answer is not finite.
+        measure: a sum over patients (size,) to metrics, names of `Task.metrics`. The sum may hold
+            noise, so fractions and negative numbers; what cannot be computed is left out.
+    """
+
+    size: int
+    count: Callable[[Sequence[Prediction]], Tensor]
+    measure: Callable[[NDArray[np.float64]], dict[str, float]]
+
+
+@dataclass(frozen=True)
 class Task:
     """An application, ready to use.
 
@@ -93,6 +113,7 @@ class Task:
             Segmentation needs it to write predictions (`hospital predict`).
         label_by: what a row of the table of labels speaks of beside the patient: `laterality` tells
             the two breasts apart where the table has such a column.
+        tally: how its metrics come from sums; a task without one has no noisy metrics.
     """
 
     name: str
@@ -114,6 +135,7 @@ class Task:
     structures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label_by: tuple[str, ...] = ()
     place: Callable[[MetaTensor], MetaTensor] | None = None
+    tally: Tally | None = None
 
 
 def build(component: Component) -> Task:

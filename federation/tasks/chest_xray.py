@@ -20,11 +20,13 @@ from monai.transforms import (
     Resize,
     SpatialPad,
 )
+from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 from torch.nn import functional
 
 from federation.schema import Closed
-from federation.tasks import Prediction, Selection, Task
+from federation.tasks import Prediction, Selection, Tally, Task, _tallies
 from federation.tasks._classification import (
     auroc,
     class_index,
@@ -76,6 +78,7 @@ def build(options: Options) -> Task:
             attributes={"view": frozenset({"pa", "ap", "unknown"})},
         ),
         synonyms=SYNONYMS,
+        tally=Tally(_tallies.HISTOGRAM, _count, _measure_sums),
     )
 
 
@@ -145,5 +148,26 @@ def _measure(predictions: Sequence[Prediction]) -> dict[str, float]:
             "sensitivity": sensitivity,
             "specificity": specificity,
             "loss": functional.cross_entropy(logits, target).item(),
+        }
+    )
+
+
+def _count(predictions: Sequence[Prediction]) -> Tensor:
+    """One patient's histogram of class and margin; its images share its mass."""
+    logits, target = collect(predictions)
+    return _tallies.of_scores((logits[:, 1] - logits[:, 0]).numpy(), target.numpy())
+
+
+def _measure_sums(sums: NDArray[np.float64]) -> dict[str, float]:
+    """As `_measure`, but with patients as weights. Sensitivity and specificity are those of the sums,
+    since an edge of the bins lies at the threshold; the loss has no bound and is left out."""
+    sensitivity, specificity = _tallies.recalls(sums)
+    recalls = [value for value in (sensitivity, specificity) if value is not None]
+    return _tallies.finite(
+        {
+            "auroc": _tallies.auroc(sums),
+            "balanced_accuracy": sum(recalls) / 2 if len(recalls) == 2 else None,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
         }
     )

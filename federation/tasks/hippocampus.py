@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
@@ -34,11 +35,12 @@ from monai.transforms import (
     SpatialPad,
     SpatialPadd,
 )
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from federation.schema import Closed
-from federation.tasks import Prediction, Selection, Task
+from federation.tasks import Prediction, Selection, Tally, Task, _tallies
 from federation.tasks._classification import known
 from federation.tasks._volumes import checked
 
@@ -97,6 +99,7 @@ def build(options: Options) -> Task:
         ),
         structures=STRUCTURES,
         place=_spatial(options),
+        tally=Tally(4, _count, _measure_sums),
     )
 
 
@@ -187,12 +190,26 @@ def _measure(predictions: Sequence[Prediction]) -> dict[str, float]:
     anterior, posterior, loss = (
         None if math.isnan(mean) else mean for mean in by_case.nanmean(dim=0).tolist()
     )
+    return known({**_dices(anterior, posterior), "loss": loss})
+
+
+def _dices(anterior: float | None, posterior: float | None) -> dict[str, float | None]:
     dices = [dice for dice in (anterior, posterior) if dice is not None]
-    return known(
-        {
-            "dice": sum(dices) / len(dices) if dices else None,
-            "dice_anterior": anterior,
-            "dice_posterior": posterior,
-            "loss": loss,
-        }
-    )
+    return {
+        "dice": sum(dices) / len(dices) if dices else None,
+        "dice_anterior": anterior,
+        "dice_posterior": posterior,
+    }
+
+
+def _count(predictions: Sequence[Prediction]) -> Tensor:
+    """One patient's mean Dice of either part, in equal shares; float64 (4,)."""
+    by_case = torch.stack([case.outcome for case in predictions])
+    if not torch.isfinite(by_case[:, 2]).all():  # the loss, of logits that are not
+        return torch.zeros(4, dtype=torch.float64)
+    return _tallies.of_values(by_case[:, :2], (math.sqrt(0.5), math.sqrt(0.5)))
+
+
+def _measure_sums(sums: NDArray[np.float64]) -> dict[str, float]:
+    """As `_measure`, but with patients as weights; the loss has no bound and is left out."""
+    return _tallies.finite(_dices(_tallies.mean(sums[:2]), _tallies.mean(sums[2:])))

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from federation.schema import Closed
-from federation.tasks import Prediction, Selection, Task
+from federation.tasks import Prediction, Selection, Tally, Task, _tallies
 from federation.tasks._classification import (
     Scores,
     Truth,
@@ -104,6 +104,7 @@ def build(options: Options) -> Task:
         ),
         synonyms=SYNONYMS,
         label_by=("laterality",),
+        tally=Tally(_tallies.HISTOGRAM, _count, _measure_sums),
     )
 
 
@@ -242,3 +243,26 @@ def _by_patient(scores: Scores, truth: Truth, patients: Sequence[str]) -> tuple[
     np.maximum.at(worst, owner, scores)
     np.maximum.at(ill, owner, truth)
     return worst, ill
+
+
+def _count(predictions: Sequence[Prediction]) -> Tensor:
+    """One patient's histogram of class and margin; its breasts share its mass."""
+    logits, target = collect(predictions)
+    margins = (logits[:, 1] - logits[:, 0]).numpy()
+    scores, truth, _ = _by_breast(predictions, margins, target.numpy())
+    return _tallies.of_scores(scores, truth)
+
+
+def _measure_sums(sums: NDArray[np.float64]) -> dict[str, float]:
+    """As `_measure`, but a patient's breasts weigh 1 together.
+
+    AUROC by patient would need a histogram of its own, which doubles the noise of all others; in a
+    calibration error noise of either sign counts as error; the loss has no bound.
+    """
+    return _tallies.finite(
+        {
+            "auroc": _tallies.auroc(sums),
+            "sensitivity_at_90_specificity": _tallies.sensitivity_at(0.9, sums),
+            "brier": _tallies.brier(sums),
+        }
+    )

@@ -8,6 +8,7 @@
 
 from server_app.report.page import write_report
 from server_app.report.pictures import Sample
-from server_app.report.read import Run, RunFolderError, read_run
+from server_app.report.read import RunFolderError, read_run
+from server_app.report.run import Run
 
 __all__ = ["Run", "RunFolderError", "Sample", "read_run", "write_report"]

@@ -13,7 +13,7 @@ from server_app.report.drawing import (
     lines_chart,
     short,
 )
-from server_app.report.read import Answer, Run
+from server_app.report.run import Answer, Round, Run
 
 MOST_NAMED = 5  # hospitals that a description names before it counts the others
 
@@ -34,7 +34,7 @@ def charts(run: Run) -> tuple[Chart, ...]:
 
 
 def _metric(run: Run, metric: str | None, key: str) -> Chart | None:
-    """A metric on held-out patients: each hospital, and the mean over them."""
+    """A metric on held-out patients or public images: each hospital, and the mean over them."""
     if run.last_evaluation(metric) is None or metric is None:
         return None
     lines = {
@@ -43,22 +43,49 @@ def _metric(run: Run, metric: str | None, key: str) -> Chart | None:
         }
         for hospital in run.hospitals
     }
+    bands = {
+        hospital: {
+            e.round: interval
+            for e in run.evaluations
+            if (interval := e.intervals(metric).get(hospital)) is not None
+        }
+        for hospital in run.hospitals
+    }
     mean = {e.round: e.overall[metric] for e in run.evaluations if metric in e.overall}
+    mean_band = {
+        e.round: e.overall_intervals[metric]
+        for e in run.evaluations
+        if metric in e.overall_intervals
+    }
     label = wording.metric_label(metric)
     worst = _worst(run, metric)
+    overall = wording.OVERALL[run.metrics_from]
     said = []
     if mean:
         first, last = min(mean), max(mean)
         said.append(
-            f"The mean over hospitals goes from {wording.decimal(mean[first])} "
-            f"{_after(first)} to {wording.decimal(mean[last])} {_after(last)}."
+            f"{overall.moves} from "
+            f"{wording.estimate(mean[first], mean_band.get(first))} {_after(first)} to "
+            f"{wording.estimate(mean[last], mean_band.get(last))} {_after(last)}."
         )
     if worst is not None and lines.get(worst):
         last = max(lines[worst])
-        said.append(f"Worst at the end: {worst}, {wording.decimal(lines[worst][last])}.")
-    title = f"{label} on held-out patients"
+        value = wording.estimate(lines[worst][last], bands[worst].get(last))
+        said.append(f"Worst at the end: {worst}, {value}.")
+    if mean_band or any(bands.values()):
+        said.append("Shades and thin bars: how far noise may have moved a figure (95 %).")
     return lines_chart(
-        key, title, label, lines, " ".join(said), worst=worst, worst_label=" (worst)", mean=mean
+        key,
+        f"{label} {wording.MEASURED_ON[run.metrics_from]}",
+        label,
+        lines,
+        " ".join(said),
+        worst=worst,
+        worst_label=" (worst)",
+        mean=mean,
+        mean_name=overall.line,
+        bands={hospital: band for hospital, band in bands.items() if band},
+        mean_band=mean_band,
     )
 
 
@@ -80,6 +107,8 @@ def _update_norms(run: Run) -> Chart | None:
     said = _ends(lines) + _bold(run, worst if lines.get(worst or "") else None)
     if step:
         said += " The dashed line is the step of the global model."
+    if run.private:
+        said += " Most of an update's size may be noise."
     return lines_chart(
         "update-norm",
         "Size of the updates",
@@ -97,20 +126,33 @@ def _time(run: Run) -> Chart | None:
     if not rounds:
         return None
     seconds = [r.seconds or 0.0 for r in rounds]
-    work = [min(r.longest() or 0.0, whole) for r, whole in zip(rounds, seconds, strict=True)]
-    rest = [whole - part for whole, part in zip(seconds, work, strict=True)]
     total = sum(seconds)
+    said = (
+        f"{wording.counted(len(rounds), 'round')} took {wording.duration(total)}, "
+        f"{wording.duration(total / len(rounds))} on average"
+    )
+    stacks = {"from request to last answer": seconds}
+    if any(r.longest() is not None for r in rounds):  # a private round does not tell
+        stacks, part = _of_the_slowest(rounds, seconds)
+        said += f"; {part / total if total else 0:.0%} of it was the slowest hospital's training"
     return bars_chart(
         "time",
         "Time of a round",
         "seconds",
         [r.number for r in rounds],
-        {"slowest hospital's training": work, "evaluation, sending, waiting": rest},
-        f"{wording.counted(len(rounds), 'round')} took {wording.duration(total)}, "
-        f"{wording.duration(total / len(rounds))} on average; "
-        f"{sum(work) / total if total else 0:.0%} of it was the slowest hospital's training.",
+        stacks,
+        said + ".",
         wording.decimal,
     )
+
+
+def _of_the_slowest(
+    rounds: Sequence[Round], seconds: Sequence[float]
+) -> tuple[dict[str, list[float]], float]:
+    """Each round's time in two: the slowest hospital's training and the rest; sum of the first."""
+    work = [min(r.longest() or 0.0, whole) for r, whole in zip(rounds, seconds, strict=True)]
+    rest = [whole - part for whole, part in zip(seconds, work, strict=True)]
+    return {"slowest hospital's training": work, "evaluation, sending, waiting": rest}, sum(work)
 
 
 def _bytes(run: Run) -> Chart | None:
@@ -166,19 +208,17 @@ def _participation(run: Run) -> Chart | None:
         if away
         else "Every hospital that was asked gave a good answer in every round."
     )
+    words = {None: "not asked", True: "took part", False: "left"}
     rows = tuple(
         (
             r.number,
-            tuple(None if (ok := _ok(r.answers, n)) is None else float(ok) for n in hospitals),
+            tuple(words[_ok(r.answers, name)] for name in hospitals),
         )
         for r in run.rounds
     )
-    words = {None: "not asked", 1.0: "took part", 0.0: "left"}
     title = "Who took part"
     drawn = svg.inline_svg(figure, key="participation", label=f"{title}. {description}")
-    return Chart(
-        "participation", title, drawn, description, tuple(hospitals), rows, lambda v: words[v]
-    )
+    return Chart("participation", title, drawn, description, tuple(hospitals), rows)
 
 
 def _by_hospital(run: Run, quantity: Callable[[Answer], float | None]) -> Lines:

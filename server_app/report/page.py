@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 
-from server_app.report import pictures, wording
+from server_app.report import pictures, privacy, wording
 from server_app.report.figures import charts
 from server_app.report.pictures import Sample
-from server_app.report.read import Answer, Evaluation, Measured, Run, read_run
+from server_app.report.privacy_template import PRIVACY, PROTECTION
+from server_app.report.read import read_run
+from server_app.report.run import Answer, Evaluation, Interval, Measured, Run
 from server_app.report.style import CSS
 from server_app.report.template import TEMPLATE
 from server_app.state import write_atomically
@@ -50,10 +52,20 @@ def write_report(folder: Path, *, samples: Sequence[Sample] = ()) -> Path:
 def render(run: Run, samples: Sequence[Sample] = ()) -> str:
     """The page as text. Whatever comes from the run is escaped."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=DictLoader({"page": TEMPLATE, "privacy": PRIVACY, "protection": PROTECTION}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
+        "at_least": wording.at_least,
+        "at_most": wording.at_most,
         "decimal": wording.decimal,
+        "estimate": wording.estimate,
+        "plain": wording.plain,
+        "power": wording.power,
+        "share_at_most": wording.share_at_most,
         "whole": wording.whole,
         "size": wording.size,
         "duration": wording.duration,
@@ -64,7 +76,7 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
     }
     headline = run.headline
     final = run.last_evaluation(headline)
-    return environment.from_string(TEMPLATE).render(
+    return environment.get_template("page").render(
         run=run,
         css=CSS,
         charts=charts(run),
@@ -75,10 +87,15 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
         why=_why,
         headline=headline,
         final=final,
-        untrained=_at(run, 0, headline),
+        untrained=_untrained(run, headline),
         worst=run.worst_hospital(),
         best=_best(final, headline),
         final_measured=_measured(final),
+        sizes_known=run.metrics_from != "noisy",
+        overall=wording.OVERALL[run.metrics_from],
+        metrics_noise=run.metrics_noise,
+        privacy=privacy.section(run),
+        large_epsilon=privacy.LARGE_EPSILON,
         worst_by_metric=_worst_by_metric(run),
         meanings=[(wording.metric_label(m), wording.metric_meaning(m)) for m in run.metrics],
         summary=_summary(run),
@@ -113,23 +130,34 @@ def _summary(run: Run) -> str:
     sentences = [f"{who} trained one model together" + ending.get(run.state, f", {done} so far.")]
     headline, final = run.headline, run.last_evaluation(run.headline)
     if headline is not None and final is not None and headline in final.overall:
-        label, mean = wording.metric_label(headline), final.overall[headline]
-        before = _at(run, 0, headline)
+        label, before = wording.metric_label(headline), _untrained(run, headline)
+        mean = wording.estimate(final.overall[headline], final.overall_intervals.get(headline))
+        where = "images that hospitals declare public"
+        if run.metrics_from != "public":
+            where = "patients held out from training"
         sentences.append(
-            f"On patients held out from training its {label} is {wording.decimal(mean)} "
-            "on average over hospitals"
-            + (f"; untrained it was {wording.decimal(before)}." if before is not None else ".")
+            f"On {where} its {label} is {mean} {wording.OVERALL[run.metrics_from].over}"
+            + (f"; untrained it was {wording.estimate(*before)}." if before else ".")
         )
     worst = run.worst_hospital()
     if worst is not None and len(run.hospitals) > 1:
-        sentences.append(f"Lowest is {worst.hospital}, with {wording.decimal(worst.value)}.")
+        intervals = final.intervals(headline) if final is not None and headline is not None else {}
+        value = wording.estimate(worst.value, intervals.get(worst.hospital))
+        sentences.append(f"Lowest is {worst.hospital}, with {value}.")
+    known = [s.run_epsilon for s in run.spent().values() if s.run_epsilon is not None]
+    if known:
+        sentences.append(
+            f"For one patient the run cost at most ε\u00a0=\u00a0{wording.at_most(max(known))}."
+        )
     return " ".join(sentences)
 
 
-def _at(run: Run, number: int, metric: str | None) -> float | None:
-    """The mean over hospitals after a round."""
-    found = (e.overall.get(metric) for e in run.evaluations if metric and e.round == number)
-    return next(found, None)
+def _untrained(run: Run, metric: str | None) -> tuple[float, Interval | None] | None:
+    """The mean over hospitals, and its interval, before the first round."""
+    for evaluation in run.evaluations:
+        if evaluation.round == 0 and metric is not None and metric in evaluation.overall:
+            return evaluation.overall[metric], evaluation.overall_intervals.get(metric)
+    return None
 
 
 def _best(evaluation: Evaluation | None, metric: str | None) -> tuple[str, float] | None:

@@ -1,4 +1,4 @@
-"""A run's folder as frozen dataclasses.
+"""A run's folder → a `Run`.
 
 The report must be readable while the run still goes on, after a crash, and for runs of an older
 version: any file but one may be missing, any field may be missing or null, fields not known here
@@ -8,206 +8,30 @@ place: what is not known is `None`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from federation.schema import ConfigError
+from server_app.report.run import (
+    Answer,
+    Evaluation,
+    Interval,
+    Measured,
+    Round,
+    Run,
+    Spent,
+    Worst,
+)
 
 FILES = ("run.json", "experiment.json", "status.json", "metrics.jsonl")
 
 
 class RunFolderError(ConfigError):
     """A folder that no report can be made of; the text says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One hospital's part in one training round.
-
-    Attributes:
-        status: `ok`, or in words what happened instead.
-        reason: code from the fixed list of reasons, where the hospital left the round.
-        examples, patients: trained on.
-        loss: mean training loss.
-        seconds: of training at the hospital.
-        bytes_down, bytes_up: size of the model it got and of the update it sent.
-        update_norm: L2 norm of its update.
-    """
-
-    hospital: str
-    status: str
-    reason: str | None = None
-    attempts: int | None = None
-    examples: int | None = None
-    patients: int | None = None
-    loss: float | None = None
-    seconds: float | None = None
-    bytes_down: int | None = None
-    bytes_up: int | None = None
-    update_norm: float | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.status == "ok"
-
-
-@dataclass(frozen=True)
-class Round:
-    """One training round; `norm` is the L2 norm of the step of the global model."""
-
-    number: int
-    started: datetime | None
-    seconds: float | None
-    norm: float | None
-    answers: tuple[Answer, ...]
-
-    def total(self, quantity: str) -> float | None:
-        """The sum of one of `Answer`'s quantities over hospitals; None where nobody told it."""
-        known = [v for a in self.answers if (v := getattr(a, quantity)) is not None]
-        return sum(known) if known else None
-
-    def longest(self) -> float | None:
-        """Seconds of the slowest hospital's training."""
-        known = [answer.seconds for answer in self.answers if answer.seconds is not None]
-        return max(known) if known else None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The global model on one hospital's held-out patients."""
-
-    hospital: str
-    status: str
-    reason: str | None
-    examples: int | None
-    patients: int | None
-    metrics: Mapping[str, float]
-
-    @property
-    def ok(self) -> bool:
-        return self.status == "ok"
-
-
-@dataclass(frozen=True)
-class Worst:
-    """The hospital that a model serves worst by a metric."""
-
-    hospital: str
-    value: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The global model after a round (round 0: untrained) on all hospitals' held-out patients."""
-
-    round: int
-    measured: tuple[Measured, ...]
-    overall: Mapping[str, float]
-    worst: Mapping[str, Worst]
-
-    def values(self, metric: str) -> dict[str, float]:
-        """The metric by hospital, where it is known."""
-        return {m.hospital: m.metrics[metric] for m in self.measured if metric in m.metrics}
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that a run's folder tells.
-
-    Attributes:
-        experiment: the experiment as plain JSON; empty if the file is missing.
-        experiment_text: the same, character for character as it ran.
-        experiment_sha256: what the run recorded; compare with `experiment_intact`.
-        broken_lines: lines of metrics.jsonl that could not be read.
-        evaluations, rounds: by number; of a round that was repeated after a restart, the last.
-    """
-
-    name: str
-    experiment: Mapping[str, Any] = field(default_factory=dict)
-    experiment_text: str = ""
-    experiment_sha256: str | None = None
-    code_version: str | None = None
-    code_commit: str | None = None
-    code_dirty: bool | None = None
-    code_bundle_sha256: str | None = None
-    started: datetime | None = None
-    updated: datetime | None = None
-    user: str | None = None
-    federation: str | None = None
-    flower_runs: tuple[str, ...] = ()
-    task_metrics: tuple[str, ...] = ()
-    task_headline: str | None = None
-    classes: tuple[str, ...] = ()
-    state: str = "unknown"
-    message: str | None = None
-    planned_rounds: int | None = None
-    rounds: tuple[Round, ...] = ()
-    evaluations: tuple[Evaluation, ...] = ()
-    broken_lines: int = 0
-
-    @property
-    def hospitals(self) -> tuple[str, ...]:
-        """Every hospital that any line names, in alphabetical order."""
-        trained = {answer.hospital for r in self.rounds for answer in r.answers}
-        return tuple(sorted(trained | {m.hospital for e in self.evaluations for m in e.measured}))
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics with at least one value: the task's in its order, headline first, then others."""
-        seen = {name for e in self.evaluations for m in e.measured for name in m.metrics}
-        seen |= {name for e in self.evaluations for name in e.overall}
-        first = (self.task_headline, *self.task_metrics)
-        known = [name for name in dict.fromkeys(first) if name in seen and name is not None]
-        return (*known, *sorted(seen - set(known)))
-
-    @property
-    def headline(self) -> str | None:
-        """The metric that models are compared by (larger is better)."""
-        return self.task_headline or next(iter(self.metrics), None)
-
-    @property
-    def rounds_done(self) -> int:
-        return self.rounds[-1].number if self.rounds else 0
-
-    def last_evaluation(self, metric: str | None) -> Evaluation | None:
-        """The last evaluation that has a value of the metric from anyone."""
-        if metric is None:
-            return None
-        found = [e for e in self.evaluations if metric in e.overall or e.values(metric)]
-        return found[-1] if found else None
-
-    def worst_hospital(self) -> Worst | None:
-        """Who is served worst by the last model, by the headline metric: larger is better."""
-        return self.worst_by(self.headline, larger_is_better=True)
-
-    def worst_by(self, metric: str | None, *, larger_is_better: bool | None) -> Worst | None:
-        """Who is served worst by the last model, by a metric.
-
-        What the run recorded, or else the extreme value; without a direction, nobody.
-        """
-        evaluation = self.last_evaluation(metric)
-        if evaluation is None or metric is None:
-            return None
-        if metric in evaluation.worst:
-            return evaluation.worst[metric]
-        values = evaluation.values(metric)
-        if larger_is_better is None or not values:
-            return None
-        extreme = min(values.values()) if larger_is_better else max(values.values())
-        return Worst(min(name for name in values if values[name] == extreme), extreme)
-
-    @property
-    def experiment_intact(self) -> bool | None:
-        """Whether experiment.json has the recorded SHA-256; None if either is missing."""
-        if not self.experiment_text or self.experiment_sha256 is None:
-            return None
-        return hashlib.sha256(self.experiment_text.encode()).hexdigest() == self.experiment_sha256
 
 
 def read_run(folder: Path) -> Run:
@@ -293,6 +117,7 @@ def _round(number: int, line: Mapping[str, Any]) -> Round:
             bytes_down=_whole(told.get("bytes_down")),
             bytes_up=_whole(told.get("bytes_up")),
             update_norm=_number(told.get("update_norm")),
+            spent=_spent(told.get("spent")),
         )
         for hospital, told in _by_hospital(line)
     )
@@ -309,6 +134,8 @@ def _evaluation(number: int, line: Mapping[str, Any]) -> Evaluation:
             examples=_whole(told.get("examples")),
             patients=_whole(told.get("patients")),
             metrics=_numbers(told.get("metrics")),
+            intervals=_intervals(told.get("intervals")),
+            spent=_spent(told.get("spent")),
         )
         for hospital, told in _by_hospital(line)
     )
@@ -320,7 +147,22 @@ def _evaluation(number: int, line: Mapping[str, Any]) -> Evaluation:
         )
         if hospital is not None and value is not None:
             worst[metric] = Worst(hospital, value)
-    return Evaluation(number, measured, _numbers(line.get("overall")), worst)
+    overall, intervals = _numbers(line.get("overall")), _intervals(line.get("overall_intervals"))
+    return Evaluation(number, measured, overall, worst, intervals)
+
+
+def _spent(value: object) -> Spent | None:
+    told = _mapping(value)
+    if not told:
+        return None
+    return Spent(
+        epsilon=_number(told.get("epsilon")),
+        run_epsilon=_number(told.get("run_epsilon")),
+        budget=_number(told.get("budget")),
+        delta=_number(told.get("delta")),
+        accountant=_text(told.get("accountant")),
+        charges=_whole(told.get("charges")),
+    )
 
 
 def _by_hospital(line: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -370,6 +212,16 @@ def _number(value: object) -> float | None:
 def _numbers(value: object) -> dict[str, float]:
     pairs = ((name, _number(item)) for name, item in _mapping(value).items())
     return {name: number for name, number in pairs if number is not None}
+
+
+def _intervals(value: object) -> dict[str, Interval]:
+    """Pairs of finite numbers, low and high."""
+    found = {name: tuple(map(_number, _list(item))) for name, item in _mapping(value).items()}
+    return {
+        name: (pair[0], pair[1])
+        for name, pair in found.items()
+        if len(pair) == 2 and pair[0] is not None and pair[1] is not None
+    }
 
 
 def _whole(value: object) -> int | None:

@@ -63,7 +63,7 @@ nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .tile.main .figure { font-size: 2.6rem; }
 .tile.worst .figure { color: var(--worst); }
-.tile .figure small { font-size: .5em; font-weight: 600; letter-spacing: 0; }
+.tile .figure small { display: inline-block; font-size: .5em; font-weight: 600; letter-spacing: 0; }
 .tile .quiet { line-height: 1.4; margin-top: .15rem; overflow-wrap: anywhere; }
 
 .charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.2rem;
@@ -105,6 +105,20 @@ tfoot th, tfoot td { border-top: 2px solid var(--line); font-weight: 640; }
 .mark { display: inline-block; margin-left: .4rem; padding: 0 .4rem; border-radius: .6rem;
   font-size: .76rem; font-weight: 600; color: var(--worst); background: var(--worst-tint); }
 .left { color: var(--worst); }
+.mark.alone { display: block; width: max-content; margin: .2rem 0 0; }
+.interval { color: var(--muted); font-weight: 400; white-space: nowrap; }
+td .interval { display: block; font-size: .88em; }
+.tile .figure .interval { font-size: .5em; letter-spacing: 0; }
+.accounts td.budget { min-width: 6.5rem; }
+.accounts td.accountant { min-width: 9rem; }
+.accounts .since { color: var(--muted); font-size: .84rem; font-weight: 400; }
+.gauge { height: .5rem; margin-top: .35rem; border-radius: .25rem; overflow: hidden;
+  background: var(--bar-soft); }
+.gauge span { display: block; height: 100%; background: var(--bar-strong); }
+.gauge.low span { background: var(--worst); }
+h3.apart { margin: 1.8rem 0 -.4rem; }
+.terms th, .terms td:nth-child(2) { min-width: 8.5rem; }
+.terms td:nth-child(3) { min-width: 16rem; }
 td.when { white-space: nowrap; }
 td.why { min-width: 12rem; }
 td.why div + div { margin-top: .15rem; }
@@ -144,6 +158,9 @@ figure svg.picture { background: #000; overflow: hidden; max-height: 360px; }
 .verdict { font-weight: 620; margin: 0; }
 .columns { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.2rem;
   margin-top: 1.1rem; }
+.columns.two { grid-template-columns: repeat(2, minmax(0, 1fr)); margin: 1.2rem 0; }
+.columns p { font-size: .93rem; }
+.columns p:last-child { margin-bottom: 0; }
 .columns ul { margin: .3rem 0 0; padding-left: 1.1rem; font-size: .93rem; }
 .columns li { margin: .35rem 0; }
 .card.caution { border-color: var(--worst); }
@@ -152,7 +169,7 @@ footer { margin: 3rem 0 2.5rem; padding-top: 1rem; border-top: 1px solid var(--l
 
 @media screen and (max-width: 820px) {
   .tiles { grid-template-columns: repeat(2, 1fr); }
-  .charts, .columns { grid-template-columns: minmax(0, 1fr); }
+  .charts, .columns, .columns.two { grid-template-columns: minmax(0, 1fr); }
 }
 @media screen and (max-width: 520px) {
   .wrap { padding: 0 1rem; } header { padding-top: 1.8rem; } h1 { font-size: 1.6rem; }
@@ -160,6 +177,9 @@ footer { margin: 3rem 0 2.5rem; padding-top: 1rem; border-top: 1px solid var(--l
   .tile .figure { font-size: 1.25rem; }
   figure svg text { font-size: 11.5px !important; }
   figure, .card { padding: .9rem; } th, td { padding: .45rem .6rem; }
+  .terms thead { display: none; } .terms tr, .terms th, .terms td { display: block; }
+  .terms th, .terms td:nth-child(2) { border: 0; padding-bottom: 0; }
+  .terms td:nth-child(n) { min-width: 0; } .terms td + td { padding-top: .1rem; }
   .facts { grid-template-columns: minmax(0, 1fr); gap: 0; } .facts dd { margin-bottom: .5rem; }
 }
 @page { margin: 14mm; }
@@ -171,6 +191,6 @@ footer { margin: 3rem 0 2.5rem; padding-top: 1rem; border-top: 1px solid var(--l
   .scroll, details .scroll { max-height: none; overflow: visible; }
   thead th, .pin th:first-child { position: static; }
   h2, h3 { break-after: avoid; } figure, .card, .tiles, tr { break-inside: avoid; }
-  .state, .mark, .bar, .picture, .key { print-color-adjust: exact; }
+  .state, .mark, .bar, .gauge, .gauge span, .picture, .key { print-color-adjust: exact; }
 }
 """

@@ -8,6 +8,26 @@ TEMPLATE = """<!doctype html>
 {% macro time(value) %}{{ num(value, value | duration) }}{% endmacro %}
 {% macro bytes(value) %}{{ num(value, value | size) }}{% endmacro %}
 {% macro count(value) %}{{ num(value, value | whole) }}{% endmacro %}
+{% macro est(value, interval) %}
+{% set shown, _, between = (value | estimate(interval)).partition(" ") %}
+{{- num(value, shown) }}{% if between %} <span class="interval">{{ between }}</span>{% endif %}
+{%- endmacro %}
+{% macro figure(chart) %}
+<figure>
+  <figcaption><h3>{{ chart.title }}</h3><p>{{ chart.description }}</p></figcaption>
+  {{ chart.svg }}
+  <details><summary>The numbers of this figure</summary>
+  <div class="scroll pin" tabindex="0" role="region" aria-label="Numbers: {{ chart.title }}">
+  <table><thead><tr><th scope="col">Round</th>
+    {% for name in chart.columns %}<th scope="col" class="n">{{ name }}</th>{% endfor %}
+    </tr></thead><tbody>
+  {% for number, cells in chart.rows %}
+  <tr><th scope="row">{{ number }}</th>
+    {% for cell in cells %}<td class="n">{{ cell }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody></table></div></details>
+</figure>
+{% endmacro %}
 {% macro share(part, whole) -%}
 {{ part }} of {{ whole }}
 {%- endmacro %}
@@ -44,25 +64,50 @@ TEMPLATE = """<!doctype html>
   {% endif %}
 
   <dl class="tiles">
+    {% if run.metrics_from != "none" %}
     <div class="tile main">
-      <dt>{{ label }}, mean over hospitals</dt>
+      <dt>{{ label }}, {{ overall.name }}</dt>
       <dd>
-        <div class="figure">{{ dec(final.overall.get(headline))
-          if final else "–" }}</div>
-        <div class="quiet">{% if final %}weighted by held-out patients; after round {{ final.round }}
-          {%- if untrained is not none %}; untrained {{ dec(untrained) }}{% endif %}
+        <div class="figure">{{ est(final.overall.get(headline),
+          final.overall_intervals.get(headline)) if final else "–" }}</div>
+        <div class="quiet">{% if final %}{{ overall.how }}; after round {{ final.round }}
+          {%- if untrained %}; untrained {{ est(*untrained) }}{% endif %}
           {%- else %}not evaluated yet{% endif %}</div>
       </dd>
     </div>
     <div class="tile main worst">
       <dt>{{ label }} at the worst-served hospital</dt>
       <dd>
-        <div class="figure">{% if worst %}{{ dec(worst.value) }}
+        <div class="figure">{% if worst %}
+          {{- est(worst.value, final.intervals(headline).get(worst.hospital) if final else none) }}
           <small>{{ worst.hospital }}</small>{% else %}–{% endif %}</div>
         <div class="quiet">{% if best %}best-served: {{ best[0] }},
-          {{ dec(best[1]) }}{% endif %}</div>
+          {{ est(best[1], final.intervals(headline).get(best[0])) }}{% endif %}</div>
       </dd>
     </div>
+    {% endif %}
+    {% if privacy is not none %}
+    {% set cost, scarce = privacy.costliest, privacy.scarcest %}
+    <div class="tile main">
+      <dt>ε of this run, at the hospital where it is largest</dt>
+      <dd>
+        <div class="figure">{% if cost %}{{ num(cost.spent.run_epsilon,
+          cost.spent.run_epsilon | at_most) }} <small>{{ cost.hospital }}</small>
+          {%- else %}–{% endif %}</div>
+        <div class="quiet">for one patient{% if cost %}, δ {{ cost.spent.delta | power }}{% endif %};
+          see <a href="#privacy">Privacy</a></div>
+      </dd>
+    </div>
+    <div class="tile main">
+      <dt>Budget left, at the hospital where it is scarcest</dt>
+      <dd>
+        <div class="figure">{% if scarce %}{{ num(scarce.spent.left, scarce.spent.left | at_least) }}
+          <small>of {{ scarce.spent.budget | plain }}, {{ scarce.hospital }}</small>
+          {%- else %}–{% endif %}</div>
+        <div class="quiet">ε that its ledger still allows, over all runs</div>
+      </dd>
+    </div>
+    {% endif %}
     <div class="tile"><dt>Rounds</dt><dd>
       <div class="figure">{{ run.rounds_done }}
         {%- if run.planned_rounds is not none %} <small>of {{ run.planned_rounds }}</small>
@@ -77,11 +122,13 @@ TEMPLATE = """<!doctype html>
       </dd></div>
     <div class="tile"><dt>Hospitals</dt><dd>
       <div class="figure">{{ run.hospitals | length }}</div>
-      <div class="quiet">{% if patients is not none %}{{ counted(patients, "patient") }} trained on
+      <div class="quiet">{% if patients is not none %}{{ counted(patients, "patient") }}
+        {{- ", as they declare" if privacy is not none else " trained on" }}
         {%- endif %}</div></dd></div>
   </dl>
   <nav aria-label="Sections"><ul>
     <li><a href="#quality">Quality by hospital</a></li>
+    <li><a href="#privacy">Privacy</a></li>
     <li><a href="#curves">Curves</a></li>
     <li><a href="#rounds">Rounds and absences</a></li>
     {% if samples %}<li><a href="#samples">Sample predictions</a></li>{% endif %}
@@ -94,33 +141,48 @@ TEMPLATE = """<!doctype html>
 <section aria-labelledby="quality">
 <h2 id="quality">Quality by hospital</h2>
 {% if final %}
-<p>The model after round {{ final.round }}, on patients that were never trained on, at each hospital
-on its own. A mean can hide a hospital that is served badly: the worst value of each column is
-marked. The mean is weighted by the hospitals' held-out patients.</p>
+<p>The model after round {{ final.round }},
+{%- if run.metrics_from == "public" %} on images that each hospital declares public: the figures are
+exact, and none of its patients was looked at.
+{%- else %} on patients that were never trained on, at each hospital
+on its own.
+{%- endif %} {{ "One figure for all" if run.metrics_from == "noisy" else "A mean" }} can hide a
+hospital that is served badly: the worst value of each column is marked. {{ overall.sentence }}</p>
+{% if run.metrics_from == "noisy" %}
+<p>The hospitals sent no metric, but sums over their held-out patients to which they had added noise with
+a standard deviation of {{ metrics_noise | plain }} patients; the metrics are computed from these. In
+parentheses: how far the noise may have moved a figure (95 %, approximate; who happened to be held out
+is a chance of its own, which is not in it). Where these ranges overlap, which hospital is worst may be
+chance.</p>
+{% endif %}
 <div class="scroll whole pin" tabindex="0" role="region" aria-label="Quality by hospital">
 <table>
 <thead><tr><th scope="col">Hospital</th>
   {% for name in run.metrics %}<th scope="col" class="n">{{ name | metric }}</th>{% endfor %}
-  <th scope="col" class="n">Images</th><th scope="col" class="n">Patients</th></tr></thead>
+  {% if sizes_known %}
+  <th scope="col" class="n">Images</th><th scope="col" class="n">Patients</th>{% endif %}</tr></thead>
 <tbody>
 {% for row in final_measured %}
 <tr><th scope="row">{{ row.hospital }}</th>
   {% if row.ok or row.metrics %}
   {% for name in run.metrics %}
   <td class="n">{% if worst_by_metric.get(name) == row.hospital -%}
-    <span class="mark">worst</span> {% endif %}{{ dec(row.metrics.get(name)) }}</td>
+    <span class="mark">worst</span> {% endif %}
+    {{- est(row.metrics.get(name), row.intervals.get(name)) }}</td>
   {% endfor %}
   {% else %}
   <td colspan="{{ run.metrics | length }}" class="left">
     not evaluated: {{ row.reason | reason }}</td>
   {% endif %}
-  <td class="n">{{ row.examples | whole }}</td><td class="n">{{ row.patients | whole }}</td></tr>
+  {% if sizes_known %}
+  <td class="n">{{ row.examples | whole }}</td><td class="n">{{ row.patients | whole }}</td>
+  {%- endif %}</tr>
 {% endfor %}
 </tbody>
-<tfoot><tr><th scope="row">Mean over hospitals</th>
+<tfoot><tr><th scope="row">{{ overall.name | capitalize }}</th>
   {% for name in run.metrics %}
-  <td class="n">{{ dec(final.overall.get(name)) }}</td>
-  {% endfor %}<td></td><td></td></tr></tfoot>
+  <td class="n">{{ est(final.overall.get(name), final.overall_intervals.get(name)) }}</td>
+  {% endfor %}{% if sizes_known %}<td></td><td></td>{% endif %}</tr></tfoot>
 </table>
 </div>
 <details><summary>What the columns mean</summary>
@@ -134,41 +196,35 @@ marked. The mean is weighted by the hospitals' held-out patients.</p>
 <div class="scroll pin" tabindex="0" role="region" aria-label="{{ name | metric }} after each round">
 <table><thead><tr><th scope="col">Round</th>
   {% for hospital in run.hospitals %}<th scope="col" class="n">{{ hospital }}</th>{% endfor %}
-  <th scope="col" class="n">Mean</th><th scope="col">Worst</th></tr></thead><tbody>
-{% for e in run.evaluations %}{% set values = e.values(name) %}
+  <th scope="col" class="n">{{ overall.line | capitalize }}</th>
+  <th scope="col">Worst</th></tr></thead><tbody>
+{% for e in run.evaluations %}{% set values, intervals = e.values(name), e.intervals(name) %}
 <tr><th scope="row">{{ e.round }}{% if e.round == 0 %} (untrained){% endif %}</th>
   {% for hospital in run.hospitals %}
-  <td class="n">{{ dec(values.get(hospital)) }}</td>{% endfor %}
-  <td class="n">{{ dec(e.overall.get(name)) }}</td>
+  <td class="n">{{ est(values.get(hospital), intervals.get(hospital)) }}</td>{% endfor %}
+  <td class="n">{{ est(e.overall.get(name), e.overall_intervals.get(name)) }}</td>
   <td>{{ e.worst[name].hospital if name in e.worst else "–" }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 {% endfor %}
 </details>
+{% elif run.metrics_from == "none" %}
+<p>No metric left the hospitals: the experiment has <code>privacy.metrics=none</code>. Measure the model
+on images of your own, or run with <code>privacy.metrics=public</code> or
+<code>privacy.metrics=noisy</code>, which costs some of the budget.</p>
 {% else %}
 <p>No evaluation has been recorded yet.</p>
 {% endif %}
 </section>
+
+{% include "privacy" %}
 
 <section aria-labelledby="curves">
 <h2 id="curves">Curves</h2>
 {% if charts %}
 <div class="charts">
 {% for chart in charts %}
-<figure>
-  <figcaption><h3>{{ chart.title }}</h3><p>{{ chart.description }}</p></figcaption>
-  {{ chart.svg }}
-  <details><summary>The numbers of this figure</summary>
-  <div class="scroll pin" tabindex="0" role="region" aria-label="Numbers: {{ chart.title }}">
-  <table><thead><tr><th scope="col">Round</th>
-    {% for name in chart.columns %}<th scope="col" class="n">{{ name }}</th>{% endfor %}
-    </tr></thead><tbody>
-  {% for number, cells in chart.rows %}
-  <tr><th scope="row">{{ number }}</th>
-    {% for cell in cells %}<td class="n">{{ chart.show(cell) }}</td>{% endfor %}</tr>
-  {% endfor %}
-  </tbody></table></div></details>
-</figure>
+{{ figure(chart) }}
 {% endfor %}
 </div>
 {% else %}
@@ -198,7 +254,8 @@ asked and left, and why:</p>
 {% endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="Rounds">
 <table><thead><tr><th scope="col" class="n">Round</th><th scope="col">Started (UTC)</th>
-  <th scope="col" class="n">Time</th><th scope="col" class="n">Slowest training</th>
+  <th scope="col" class="n">Time</th>
+  {% if privacy is none %}<th scope="col" class="n">Slowest training</th>{% endif %}
   <th scope="col" class="n">Sent</th><th scope="col" class="n">Back</th>
   <th scope="col" class="n">Step norm</th><th scope="col" class="n">Took part</th>
   <th scope="col">Left, and why</th></tr></thead><tbody>
@@ -206,7 +263,7 @@ asked and left, and why:</p>
 <tr><th scope="row" class="n">{{ r.number }}</th>
   <td class="when">{{ r.started | moment_short }}</td>
   <td class="n">{{ time(r.seconds) }}</td>
-  <td class="n">{{ time(r.longest()) }}</td>
+  {% if privacy is none %}<td class="n">{{ time(r.longest()) }}</td>{% endif %}
   <td class="n">{{ bytes(r.total("bytes_down")) }}</td>
   <td class="n">{{ bytes(r.total("bytes_up")) }}</td>
   <td class="n">{{ dec(r.norm) }}</td>
@@ -226,9 +283,16 @@ asked and left, and why:</p>
 {% endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="Every hospital in every round">
 <table><thead><tr><th scope="col" class="n">Round</th><th scope="col">Hospital</th>
-  <th scope="col">Status</th><th scope="col" class="n">Patients</th>
+  <th scope="col">Status</th>
+  {% if privacy is none %}
+  <th scope="col" class="n">Patients</th>
   <th scope="col" class="n">Images</th><th scope="col" class="n">Training loss</th>
-  <th scope="col" class="n">Training time</th><th scope="col" class="n">Received</th>
+  <th scope="col" class="n">Training time</th>
+  {% else %}
+  <th scope="col" class="n">Patients (declared)</th>
+  <th scope="col" class="n">ε of this run</th><th scope="col" class="n">ε of all runs</th>
+  {% endif %}
+  <th scope="col" class="n">Received</th>
   <th scope="col" class="n">Sent</th><th scope="col" class="n">Update (norm)</th>
   </tr></thead><tbody>
 {% for r in listed %}{% for a in r.answers %}
@@ -236,9 +300,16 @@ asked and left, and why:</p>
   <td>{% if a.ok %}took part
     {%- else %}<span class="left">{{ why(a) | reason }}</span>{% endif %}</td>
   <td class="n">{{ count(a.patients) }}</td>
+  {% if privacy is none %}
   <td class="n">{{ count(a.examples) }}</td>
   <td class="n">{{ dec(a.loss) }}</td>
   <td class="n">{{ time(a.seconds) }}</td>
+  {% else %}
+  {% set run_epsilon = a.spent.run_epsilon if a.spent else none %}
+  {% set epsilon = a.spent.epsilon if a.spent else none %}
+  <td class="n">{{ num(run_epsilon, run_epsilon | at_most) }}</td>
+  <td class="n">{{ num(epsilon, epsilon | at_most) }}</td>
+  {% endif %}
   <td class="n">{{ bytes(a.bytes_down) }}</td>
   <td class="n">{{ bytes(a.bytes_up) }}</td>
   <td class="n">{{ dec(a.update_norm) }}</td></tr>
@@ -324,28 +395,7 @@ model. No image of a hospital is here, and a few pictures are no measure of qual
 {% endif %}
 </section>
 
-<section aria-labelledby="protection">
-<h2 id="protection">What is protected, and what is not</h2>
-<div class="columns">
-  <div class="card"><h3>Stays at the hospital</h3><ul>
-    <li>Images and masks.</li>
-    <li>Names, patient numbers, dates of birth and file names.</li>
-    <li>The key from which pseudonyms are made, and the pseudonyms.</li></ul></div>
-  <div class="card"><h3>Leaves the hospital</h3><ul>
-    <li>Each round, the change of the model's weights.</li>
-    <li>Numbers of patients and images, training loss, seconds of work.</li>
-    <li>The metrics on its held-out patients, one value for all of them.</li>
-    <li>A reason from a fixed list when it does not take part.</li></ul></div>
-  <div class="card caution"><h3>Not protected in this version</h3><ul>
-    <li>The coordinator can read each hospital's update: there is no secure aggregation. From
-      updates, something about the training images can sometimes be inferred.</li>
-    <li>There is no differential privacy: no noise is added, and no bound is proven on what the
-      model, updates, counts and metrics tell of one patient.</li>
-    <li>Treat run folder, model and this report as confidential among the partners.</li></ul></div>
-</div>
-<p class="quiet">The figures come from held-out patients of the hospitals that trained the model.
-They are no clinical validation, and the model is not a medical device.</p>
-</section>
+{% include "protection" %}
 </main>
 <footer class="quiet">Made from the run's own records; this file loads nothing and holds no scripts.
 </footer>

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+
+from server_app.report.run import Interval
 
 # Why a hospital left a round: code → (in two or three words, in a sentence).
 REASONS = {
@@ -71,6 +76,52 @@ REASONS = {
     "refused_rounds": (
         "too many rounds",
         "The experiment has more rounds than the hospital's policy allows.",
+    ),
+    "refused_experiment": (
+        "experiment not approved",
+        "The hospital's policy names the experiments that it approves; this is none of them.",
+    ),
+    "refused_code": (
+        "code not approved",
+        "The code that came with the run is not what the hospital has installed or approved.",
+    ),
+    "refused_privacy": (
+        "privacy too weak",
+        "The experiment asks for less noise, a higher sampling rate, a larger clipping norm, or more "
+        "images or steps than the hospital's policy allows.",
+    ),
+    "privacy_required": (
+        "only private runs",
+        "The hospital keeps a privacy budget for its patients and takes part in private runs alone; "
+        "the experiment has no privacy.",
+    ),
+    "secure_aggregation_required": (
+        "asks for secure aggregation",
+        "The hospital's policy allows no run whose coordinator can read a single update.",
+    ),
+    "outside_hours": (
+        "outside its hours",
+        "The hospital serves requests at certain hours of the day alone.",
+    ),
+    "no_ledger": (
+        "no ledger",
+        "The run is private, but the hospital keeps no privacy budget for its patients, or its ledger "
+        "is missing; `hospital check` there tells which.",
+    ),
+    "ledger_unusable": (
+        "ledger unusable",
+        "The hospital's ledger is damaged, was changed, is an older copy, or is of other patients; "
+        "nothing was computed. `hospital ledger verify` there tells what to do.",
+    ),
+    "budget_spent": (
+        "privacy budget spent",
+        "What was asked would have passed the ε that the hospital allows, for its patients over all "
+        "runs or for one run; it computed nothing.",
+    ),
+    "replayed": (
+        "asked again",
+        "The hospital had already paid for this round or a later one; it repeats a round only as it "
+        "was, and only as often as its policy allows.",
     ),
     "bad_experiment": (
         "experiment not understood",
@@ -165,6 +216,63 @@ SMALLER_IS_BETTER = frozenset(
 )
 NEAREST_TO_ZERO_IS_BETTER = frozenset({"volume_bias"})
 
+# Where metrics come from (`Run.metrics_from`) → what they were measured on.
+MEASURED_ON = {
+    "exact": "on held-out patients",
+    "noisy": "on held-out patients, with noise",
+    "public": "on public images",
+    "none": "on held-out patients",
+}
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Words for the one figure of all hospitals.
+
+    Attributes:
+        name: of a table's row.
+        line: of a chart's line, short.
+        moves: before "from 0.5 to 0.9".
+        over: after "its AUROC is 0.9".
+        how: how it is made, in a few words.
+        sentence: the same in a sentence.
+    """
+
+    name: str
+    line: str
+    moves: str
+    over: str
+    how: str
+    sentence: str
+
+
+_MEAN = Overall(
+    "mean over hospitals",
+    "mean",
+    "The mean over hospitals goes",
+    "on average over hospitals",
+    "weighted by held-out patients",
+    "The mean is weighted by the hospitals' held-out patients.",
+)
+# By `Run.metrics_from`, as `MEASURED_ON`.
+OVERALL = {
+    "exact": _MEAN,
+    "none": _MEAN,
+    "public": replace(
+        _MEAN,
+        how="weighted by patients of the public images",
+        sentence="The mean is weighted by the patients of the public images.",
+    ),
+    "noisy": Overall(
+        "all hospitals together",
+        "together",
+        "All hospitals together go",
+        "over all hospitals together",
+        "from the hospitals' sums added up",
+        "The last row is computed from the hospitals' sums added up.",
+    ),
+}
+
 NOTHING = "–"
 
 
@@ -222,6 +330,66 @@ def decimal(value: float | None, digits: int = 3) -> str:
     if value != 0 and (abs(value) < 10**-digits or abs(value) >= 1e6):
         return f"{value:.2e}"
     return f"{value:.{digits}f}"
+
+
+def plain(value: float | None) -> str:
+    """A number as someone set it: `0.2`, `8`."""
+    return NOTHING if value is None else f"{value:.7g}"
+
+
+def estimate(value: float | None, interval: Interval | None) -> str:
+    """`0.81 (0.74 to 0.88)`: a number that holds noise; without an interval, as `decimal`.
+
+    Two decimals, as more would be noise; three where the interval is narrower than 0.02.
+    """
+    if value is None or interval is None:
+        return decimal(value)
+    low, high = interval
+    digits = 2 if high - low >= 0.02 else 3
+    low_, high_ = (f"{bound:.{digits}f}".replace("-", "\u2212") for bound in interval)
+    return f"{value:.{digits}f} ({low_} to {high_})"
+
+
+def at_most(value: float | None, digits: int = 3) -> str:
+    """An upper bound, such as ε, with so many decimals: never shown smaller than it is."""
+    return _rounded(value, digits, math.ceil)
+
+
+def at_least(value: float | None, digits: int = 3) -> str:
+    """A lower bound, such as what is left: never shown larger than it is."""
+    return _rounded(value, digits, math.floor)
+
+
+def power(value: float | None) -> str:
+    """A small probability, such as δ, to two digits and rounded up: `10⁻⁵`, `2.4 × 10⁻⁶`."""
+    if value is None or value <= 0:
+        return decimal(value)
+    exponent = math.floor(math.log10(value) + 1e-9)
+    leading = math.ceil(value / 10.0**exponent * 10 - 1e-6) / 10
+    if leading >= 10:
+        leading, exponent = 1.0, exponent + 1
+    ten = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return ten if leading == 1 else f"{leading:g} × {ten}"
+
+
+def share_at_most(value: float | None) -> str:
+    """A share as a percentage that is rounded up; one that rounding would make certain, so."""
+    if value is None:
+        return NOTHING
+    percent = math.ceil(value * 1e4 - 1e-6) / 100
+    shown = "over 99.99" if percent >= 100 else f"{percent:.2f}"
+    return f"{shown}\u00a0%"  # one word
+
+
+def _rounded(value: float | None, digits: int, towards: Callable[[float], int]) -> str:
+    if value is None:
+        return NOTHING
+    if abs(value) >= 1e6:
+        return f"{value:.2e}"
+    # what floating point added at its last digits is no reason for another step
+    nearest = round(value, digits)
+    near = math.isclose(value, nearest, rel_tol=1e-12, abs_tol=1e-12)
+    return f"{nearest if near else towards(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def whole(value: float | None) -> str:

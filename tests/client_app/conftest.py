@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from client_app.imaging import phantoms
-from federation.schema import Site, parse
+from client_app.site import SITE_VARIABLE, Site
+from federation.schema import parse
+from tests.client_app import canary
+from tests.client_app.canary_hospital import Hospital, make
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +43,26 @@ def site(phantom_folder: Path, tmp_path: Path) -> Site:
             "policy": {"least_patients": 3},
         },
     )
+
+
+@pytest.fixture
+def canaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Task and model of the canaries, dropped in as a researcher would."""
+    (tmp_path / "dropped_in").mkdir()
+    canary.install(tmp_path / "dropped_in", monkeypatch)
+
+
+@pytest.fixture
+def canary_hospital(canaries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
+    """300 patients, each a canary, and a ledger."""
+    made = make(tmp_path / "north")
+    monkeypatch.setenv(SITE_VARIABLE, str(made.site_file))
+    return made
+
+
+@pytest.fixture
+def small(canaries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
+    """Fewer patients, for where the numbers do not matter."""
+    made = make(tmp_path / "north", range(20))
+    monkeypatch.setenv(SITE_VARIABLE, str(made.site_file))
+    return made

@@ -11,9 +11,12 @@ import pytest
 from flwr.app import RecordDict
 
 from client_app import app
+from client_app.audit import Audit
+from client_app.received import Asked, learning_rate, local_seed
+from client_app.site import Data, Policy, Site
 from federation import models, tasks, wire
-from federation.schema import Experiment, Policy, Site, parse
-from federation.wire import Answer, Reason, Request, Shape
+from federation.schema import Experiment, parse
+from federation.wire import Answer, Expected, Reason, Request, Shape
 from tests.in_process import experiment
 
 TASK = tasks.build(experiment().task)
@@ -50,7 +53,9 @@ def ask(
 
 def read(records: RecordDict, of: Experiment, request: Request | None = None) -> Answer:
     request = request or Request("run", 1, evaluate=True, train=True)
-    return wire.answer_from_records(records, request, Shape.of(model(of)), frozenset(TASK.metrics))
+    return wire.answer_from_records(
+        records, request, Expected(Shape.of(model(of)), frozenset(TASK.metrics))
+    )
 
 
 def test_a_request_is_evaluated_and_trained(site: Site) -> None:
@@ -184,11 +189,11 @@ def test_a_journal_that_cannot_be_written_is_a_code_too(
     """A full disk: its error names a path, and arises where errors are handled."""
 
     def full(*_: Any, **__: Any) -> Any:
-        raise OSError(28, "No space left on device", f"/state/{CANARY}/sent.jsonl")
+        raise OSError(28, "No space left on device", f"/state/{CANARY}/audit.jsonl")
 
     monkeypatch.setattr(app, "read_site", lambda _: site)
     monkeypatch.setenv("CONSILIUM_SITE", "site.yaml")
-    monkeypatch.setattr("client_app.outbox.Outbox._write", full)
+    monkeypatch.setattr("client_app.audit.Audit.append", full)
     monkeypatch.setattr(app, "_log", full)
     assert last(app.serve(RecordDict(), {})) is Reason.INTERNAL_ERROR
 
@@ -245,16 +250,30 @@ def test_what_left_is_written_down(site: Site) -> None:
 
     of = content()
     records = ask(site, of)
-    line = json.loads((site.state / "sent.jsonl").read_text())
+    asked, sent = Audit(site.state / "audit.jsonl").entries()
     blob = wire.blob(records)
-    assert line["sha256"] == hashlib.sha256(blob).hexdigest()
-    assert (line["run"], line["round"], line["refused"]) == ("run", 1, None)
-    assert line["bytes"] == len(blob)
+    assert asked.event == "request"
+    assert asked.fields["experiment"] == of.sha256()
+    assert sent.event == "answer"
+    assert sent.fields["sha256"] == hashlib.sha256(blob).hexdigest()
+    assert (sent.fields["run"], sent.fields["round"]) == ("run", 1)
+    assert sent.fields["bytes"] == len(blob)
+    assert set(sent.fields["numbers"]) == set(records["head"]) - {"blob"}
+
+
+def asked(seed: int, hospital: str, round_: int, **training: Any) -> Asked:
+    of = content(seed=seed, training=TRAINING | training)
+    site = Site(hospital=hospital, kit=Path(), state=Path(), data=Data(root=Path()))
+    request = Request("run", round_, evaluate=False, train=True)
+    return Asked(request, of, of.training, site, b"", "", 0.0)
+
+
+TRAINING = {"local_steps": 1, "batch_size": 1, "learning_rate": 0.1}
 
 
 def test_the_local_seed_depends_on_all_it_should() -> None:
     seeds = {
-        app.local_seed(*parts)
+        local_seed(asked(*parts))
         for parts in [
             (0, "a", 1),
             (1, "a", 1),
@@ -268,12 +287,8 @@ def test_the_local_seed_depends_on_all_it_should() -> None:
 
 
 def test_the_learning_rate_decays_by_round() -> None:
-    training = content(
-        training={
-            "local_steps": 1, "batch_size": 1, "learning_rate": 0.1, "learning_rate_decay": 0.5
-        }
-    ).training  # fmt: skip
-    assert [app.decayed(training, r) for r in (1, 2, 3)] == pytest.approx([0.1, 0.05, 0.025])
+    rates = [learning_rate(asked(0, "a", r, learning_rate_decay=0.5)) for r in (1, 2, 3)]
+    assert rates == pytest.approx([0.1, 0.05, 0.025])
 
 
 def test_a_site_file_is_read_relative_to_itself(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from client_app import app
 from client_app.imaging import phantoms, voxels
 from client_app.imaging.set_aside import Reason
 from client_app.patients import Patients, load_patients
+from client_app.site import Data, Site
 from federation import models, tasks, wire
-from federation.schema import Component, Data, Experiment, Site, parse
-from federation.wire import Request, Shape
+from federation.schema import Component, Experiment, parse
+from federation.wire import Expected, Request, Shape
 from server_app import compose
 
 APPLICATIONS = ("chest_xray", "hippocampus", "mammography", "alzheimers", "tumour_segmentation")
@@ -66,7 +67,8 @@ def test_an_exchange_from_the_images_to_the_update(task: str, tmp_path: Path) ->
         {"experiment": experiment.canonical(), "experiment-sha256": experiment.sha256()},
         site,
     )
-    answer = wire.answer_from_records(records, request, Shape.of(sent), frozenset(built.metrics))
+    expected = Expected(Shape.of(sent), frozenset(built.metrics))
+    answer = wire.answer_from_records(records, request, expected)
     assert answer.refused is None, (site.state / "errors.jsonl").read_text()
     assert answer.trained is not None
     assert answer.evaluated is not None
@@ -74,7 +76,7 @@ def test_an_exchange_from_the_images_to_the_update(task: str, tmp_path: Path) ->
     assert any(np.abs(update).max() > 0 for update in answer.trained.update.values())
     assert "loss" in answer.evaluated.metrics
     assert built.headline in answer.evaluated.metrics
-    left = (site.state / "sent.jsonl").read_text()
+    left = (site.state / "audit.jsonl").read_text()
     assert str(tmp_path) not in left
 
 

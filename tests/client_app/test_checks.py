@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from client_app.checks import run_checks
-from federation.schema import Site
+from client_app.site import Site
 from server_app.home import Federation, Home
 from server_app.provision import provision
 

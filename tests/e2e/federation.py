@@ -67,16 +67,18 @@ def federation(
     hospitals: tuple[str, ...] = ("north", "east"),
     *,
     dial: dict[str, int] | None = None,
+    privacy: dict[str, Any] | None = None,
 ) -> Iterator[Real]:
     """Provision, make phantoms, start everything, and take it down.
 
     Args:
         dial: a port to dial instead of the SuperLink's, by hospital.
+        privacy: that section of the sites; with it each gets a ledger.
     """
     port = free_port()
     home = Home(folder / "coordinator")
     provision(Federation(name="test", host="127.0.0.1", port=port, hospitals=list(hospitals)), home)
-    sites = {name: _site(folder, home, name, n) for n, name in enumerate(hospitals)}
+    sites = {name: _site(folder, home, name, n, privacy) for n, name in enumerate(hospitals)}
     for name, other in (dial or {}).items():
         kit = sites[name] / "kit" / "kit.json"
         kit.write_text(kit.read_text().replace(f":{port}", f":{other}"))
@@ -101,7 +103,7 @@ def federation(
                 service.kill()
 
 
-def _site(folder: Path, home: Home, name: str, shift: int) -> Path:
+def _site(folder: Path, home: Home, name: str, shift: int, privacy: dict[str, Any] | None) -> Path:
     path = folder / name
     path.mkdir()
     phantoms.write("chest_xray", path / "data", patients=12, site=shift, seed=shift)
@@ -114,9 +116,23 @@ def _site(folder: Path, home: Home, name: str, shift: int) -> Path:
         "threads": 1,
         "data": {"root": "data/images", "layout": "dicom", "labels": "data/labels.csv"},
         "policy": {"least_patients": 3},
+        "privacy": privacy,
     }
-    (path / "site.yaml").write_text(yaml.safe_dump(content))
+    site = path / "site.yaml"
+    site.write_text(yaml.safe_dump(content))
+    if privacy is not None:
+        hospital("ledger", "create", "--site", str(site))
     return path
+
+
+def hospital(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The `hospital` command to its end, which must be a good one."""
+    done = subprocess.run(
+        [str(PROGRAMS / "hospital"), *arguments],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def _start(real: Real, log: Path, *command: str) -> None:

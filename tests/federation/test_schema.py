@@ -7,8 +7,9 @@ import json
 
 import pytest
 
+from client_app.site import Site
 from federation import registry, tasks
-from federation.schema import Component, ConfigError, Experiment, Site, parse
+from federation.schema import Component, ConfigError, Experiment, parse
 
 EXPERIMENT = {
     "name": "test",
@@ -44,6 +45,15 @@ def changed(path: str, value: object) -> dict:
         ("participation.least", "two", ["participation.least", "integer"]),
         ("participation.hospitals", [], ["participation.least is 1"]),
         ("task", {"name": "../secrets"}, ["task.name", "pattern"]),
+        ("privacy", {"epsilonn": 8.0}, ["privacy.epsilonn", "did you mean 'epsilon'"]),
+        ("privacy", {}, ["give noise_multiplier, or epsilon"]),
+        ("privacy", {"noise_multiplier": 0.0}, ["privacy.noise_multiplier is 0", "equal to 0.1"]),
+        ("privacy", {"noise_multiplier": 1.0, "delta": 0.1}, ["privacy.delta is 0.1"]),
+        ("privacy", {"epsilon": 8.0, "sampling_rate": 0}, ["privacy.sampling_rate is 0"]),
+        ("privacy", {"epsilon": 8.0, "clipping_norm": float("inf")}, ["clipping_norm", "finite"]),
+        ("privacy", {"epsilon": 8.0, "metrics": "exact"}, ["privacy.metrics", "'noisy'"]),
+        ("privacy", {"epsilon": 8.0, "ema": 1.0}, ["privacy.ema is 1", "less than 1"]),
+        ("privacy", {"epsilon": 8.0, "name": "user_dp"}, ["privacy.name", "'patient_dp'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named(path: str, value: object, words: list[str]) -> None:
@@ -68,6 +78,32 @@ def test_the_canonical_string_does_not_depend_on_order_and_reads_back() -> None:
     again = Experiment.from_canonical(one.canonical(), one.sha256())
     assert again == one
     assert json.loads(one.canonical())["training"]["proximal_mu"] == 0.0  # defaults are written out
+
+
+def test_an_exact_clip_beside_privacy_is_refused() -> None:
+    content = changed("privacy", {"epsilon": 8.0})
+    content["training"]["gradient_clipping_norm"] = 1.0
+    with pytest.raises(ConfigError, match=r"gradient_clipping_norm.*privacy\.clipping_norm"):
+        parse(Experiment, content)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "evaluates"),
+    [
+        (None, True),
+        ({"epsilon": 8.0}, False),
+        ({"epsilon": 8.0, "metrics": "noisy"}, True),
+        ({"epsilon": 8.0, "metrics": "public"}, True),
+    ],
+)
+def test_privacy_reads_back_and_says_whether_hospitals_are_asked_for_metrics(
+    privacy: dict | None, evaluates: bool
+) -> None:
+    one = parse(Experiment, changed("privacy", privacy))
+    assert one.evaluates is evaluates
+    assert Experiment.from_canonical(one.canonical(), one.sha256()) == one
+    if privacy is not None:
+        assert json.loads(one.canonical())["privacy"]["clipping_norm"] == 1.0
 
 
 def test_a_changed_experiment_is_noticed() -> None:

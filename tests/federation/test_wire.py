@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from federation import wire
-from federation.wire import Answer, Evaluated, Reason, Request, Shape, Trained, WireError
+from federation.wire import (
+    Answer,
+    Evaluated,
+    Expected,
+    Lodged,
+    Reason,
+    Request,
+    Shape,
+    Spent,
+    Tallied,
+    Trained,
+    WireError,
+)
 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7, dtype=np.int64)}
 REQUEST = Request("run", 3, evaluate=True, train=True)
@@ -24,8 +40,28 @@ def answer(**changes: object) -> Answer:
     return Answer(round=3, trained=trained, evaluated=evaluated)
 
 
-def read(records: wire.RecordDict, request: Request = REQUEST) -> Answer:
-    return wire.answer_from_records(records, request, Shape.of(MODEL), METRICS)
+EXPECTED = Expected(Shape.of(MODEL), METRICS)
+PRIVATE = replace(EXPECTED, private=True)
+NOISY = replace(PRIVATE, tally=3)
+LODGED = Lodged(7, "0123456789abcdef" * 4)
+
+
+def private_answer(**changes: Any) -> Answer:
+    return Answer(
+        round=3,
+        trained=Trained({name: a * 0 for name, a in MODEL.items()}, patients=40),
+        spent=Spent(1.5, 0.5, 8.0, 1e-5, "smaller of PRV and RDP (opacus 1.6.0)", LODGED),
+        **changes,
+    )
+
+
+TALLIED = Tallied(np.array([1.5, -0.25, 30.0]), 10.0)
+
+
+def read(
+    records: wire.RecordDict, request: Request = REQUEST, expected: Expected = EXPECTED
+) -> Answer:
+    return wire.answer_from_records(records, request, expected)
 
 
 @given(
@@ -153,3 +189,205 @@ def test_records_that_do_not_belong_in_an_answer_are_refused(extra: dict) -> Non
 def test_a_refusal_needs_nothing_else() -> None:
     refusal = Answer(round=0, refused=Reason.TOO_FEW_PATIENTS)
     assert read(wire.answer_to_records(refusal)).refused is Reason.TOO_FEW_PATIENTS
+
+
+# --- private runs --------------------------------------------------------------------------------
+
+
+def test_what_is_lodged_goes_with_the_request_and_comes_back_in_the_answer() -> None:
+    request = replace(REQUEST, lodged=LODGED)
+    records = wire.request_to_records(request, wire.pack(MODEL))
+    assert wire.request_from_records(records) == request
+    arrived = read(wire.answer_to_records(private_answer(tallied=TALLIED)), expected=NOISY)
+    assert arrived.spent == private_answer().spent
+    assert arrived.spent is not None
+    assert arrived.spent.lodged == LODGED
+    assert arrived.trained is not None
+    assert (arrived.trained.patients, arrived.trained.examples) == (40, None)
+    assert (arrived.trained.loss, arrived.trained.seconds) == (None, None)
+    assert arrived.tallied is not None
+    assert arrived.tallied.values.tolist() == TALLIED.values.tolist()
+    assert arrived.tallied.noise == 10.0
+
+
+def test_a_private_answer_survives_the_disk_bit_for_bit() -> None:
+    records = wire.answer_to_records(private_answer(tallied=TALLIED))
+    again = wire.records_from_bytes(wire.records_to_bytes(records))
+    assert wire.blob(again) == wire.blob(records)
+    assert dict(again["head"]) == dict(records["head"])
+    with pytest.raises(ValueError, match="not the one"):
+        wire.records_from_bytes(wire.records_to_bytes(records)[:-1])
+
+
+@pytest.mark.parametrize("exact", [{"examples": 5}, {"loss": 0.5}, {"seconds": 1.0}])
+def test_a_private_answer_has_no_exact_figure(exact: dict[str, float]) -> None:
+    answer = private_answer()
+    assert answer.trained is not None
+    told = replace(answer, trained=replace(answer.trained, **exact))  # type: ignore[arg-type]
+    with pytest.raises(WireError) as refused:
+        read(wire.answer_to_records(told), replace(REQUEST, evaluate=False), PRIVATE)
+    assert refused.value.reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("answer", "request_", "expected"),
+    [
+        (private_answer(), REQUEST, EXPECTED),  # private, where nobody asked for it
+        (answer(), REQUEST, PRIVATE),  # and the other way round
+        (private_answer(), REQUEST, NOISY),  # sums are missing
+        (private_answer(tallied=TALLIED), REQUEST, PRIVATE),  # sums that nobody asked for
+        (private_answer(tallied=TALLIED), replace(REQUEST, evaluate=False), NOISY),
+        (private_answer(evaluated=answer().evaluated), REQUEST, NOISY),  # exact in place of noisy
+        (private_answer(evaluated=answer().evaluated), replace(REQUEST, evaluate=False), PRIVATE),
+        (private_answer(tallied=TALLIED), replace(REQUEST, train=False), NOISY),
+        (replace(private_answer(), spent=None), REQUEST, PRIVATE),
+        (replace(private_answer(), trained=None), REQUEST, PRIVATE),
+        (replace(private_answer(), refused=Reason.BUDGET_SPENT), REQUEST, PRIVATE),
+    ],
+)
+def test_an_answer_holds_what_was_asked_and_nothing_else(
+    answer: Answer, request_: Request, expected: Expected
+) -> None:
+    with pytest.raises(WireError) as refused:
+        read(wire.answer_to_records(answer), request_, expected)
+    assert refused.value.reason is Reason.MALFORMED
+
+
+def test_public_metrics_come_with_private_training_or_not_at_all() -> None:
+    evaluated = answer().evaluated
+    told = wire.answer_to_records(private_answer(evaluated=evaluated))
+    assert read(told, expected=PRIVATE).evaluated == evaluated
+    assert read(wire.answer_to_records(private_answer()), expected=PRIVATE).evaluated is None
+    last = replace(REQUEST, train=False)
+    spent = private_answer().spent
+    alone = wire.answer_to_records(Answer(round=3, tallied=TALLIED, spent=spent))
+    assert read(alone, last, NOISY).tallied is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("tally", [1.0, 2.0], Reason.WRONG_SHAPE),
+        ("tally", [1.0, 2.0, 3.0, 4.0], Reason.WRONG_SHAPE),
+        ("tally", 3.0, Reason.WRONG_SHAPE),
+        ("tally", [1.0, float("nan"), 2.0], Reason.NOT_FINITE),
+        ("tally", ["1", "2", "3"], Reason.MALFORMED),
+        ("tally_noise", 0.0, Reason.MALFORMED),
+        ("tally_noise", -1.0, Reason.MALFORMED),
+        ("tally_noise", float("inf"), Reason.NOT_FINITE),
+        ("epsilon", float("inf"), Reason.NOT_FINITE),
+        ("run_epsilon", -0.5, Reason.MALFORMED),
+        ("budget", "8", Reason.MALFORMED),
+        ("delta", True, Reason.MALFORMED),
+        ("accountant", "", Reason.MALFORMED),
+        ("accountant", "Mr Smith\n" * 2, Reason.MALFORMED),
+        ("accountant", "x" * 129, Reason.MALFORMED),
+        ("charges", -1, Reason.MALFORMED),
+        ("charges", 1 << 40, Reason.MALFORMED),
+        ("charges", 7.0, Reason.MALFORMED),
+        ("charges", True, Reason.MALFORMED),
+        ("head", "0" * 63, Reason.MALFORMED),
+        ("head", "G" * 64, Reason.MALFORMED),
+        ("head", "0" * 64 + "\n", Reason.MALFORMED),
+        ("head", b"0" * 64, Reason.MALFORMED),
+        ("patients", 0, Reason.MALFORMED),
+        ("patients", 4.5, Reason.MALFORMED),
+        ("drawn", 17, Reason.MALFORMED),
+    ],
+)
+def test_what_does_not_belong_in_a_private_answer_is_refused(
+    field: str, value: object, reason: Reason
+) -> None:
+    records = wire.answer_to_records(private_answer(tallied=TALLIED))
+    records["head"][field] = value
+    with pytest.raises(WireError) as refused:
+        read(records, expected=NOISY)
+    assert refused.value.reason is reason
+
+
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(max_size=80),
+    st.binary(max_size=80),
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(st.integers(-5, 5), max_size=4),
+    st.lists(st.floats(), max_size=4),
+    st.lists(st.text(max_size=4), max_size=4),
+)
+FIELDS = sorted(
+    dict(
+        wire.answer_to_records(private_answer(tallied=TALLIED, evaluated=answer().evaluated))[
+            "head"
+        ]
+    )
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    changes=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3),
+    left_out=st.sets(st.sampled_from(FIELDS), max_size=2),
+    train=st.booleans(),
+    evaluate=st.booleans(),
+    expected=st.sampled_from([EXPECTED, PRIVATE, NOISY]),
+)
+def test_whatever_the_fields_hold_an_answer_is_whole_or_refused(
+    changes: dict[str, Any], left_out: set[str], train: bool, evaluate: bool, expected: Expected
+) -> None:
+    """Nothing but a WireError comes out, and what is read has no more than was asked for."""
+    whole = private_answer(tallied=TALLIED if expected.tally else None)
+    records = wire.answer_to_records(answer() if expected is EXPECTED else whole)
+    for name in left_out & set(records["head"]):
+        del records["head"][name]
+    records["head"].update(changes)
+    request = Request("run", 3, evaluate=evaluate, train=train)
+    try:
+        arrived = read(records, request, expected)
+    except WireError:
+        return
+    if arrived.refused is not None:
+        assert (arrived.trained, arrived.evaluated, arrived.tallied, arrived.spent) == (None,) * 4
+        return
+    assert (arrived.trained is not None) == train
+    assert (arrived.tallied is not None) == bool(evaluate and expected.tally)
+    assert (arrived.spent is not None) == expected.private
+    if expected.private:
+        assert arrived.trained is None or arrived.trained.loss is None
+    # what a row of metrics is made of is JSON
+    json.dumps([arrived.evaluated and arrived.evaluated.metrics, arrived.round], allow_nan=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["run", "round", "evaluate", "train", "charges", "head"]), VALUES
+    ),
+    left_out=st.sets(st.sampled_from(["run", "round", "train", "charges", "head"]), max_size=2),
+)
+def test_whatever_the_fields_hold_a_request_is_whole_or_refused(
+    changes: dict[str, Any], left_out: set[str]
+) -> None:
+    records = wire.request_to_records(replace(REQUEST, lodged=LODGED), b"")
+    for name in left_out:
+        del records["head"][name]
+    records["head"].update(changes)
+    try:
+        arrived = wire.request_from_records(records)
+    except WireError:
+        return
+    present = {"charges", "head"} & set(records["head"])
+    assert (arrived.lodged is not None) == (len(present) == 2)
+    again = wire.request_to_records(arrived, b"")
+    assert wire.request_from_records(again) == arrived
+
+
+def test_half_of_what_is_lodged_is_no_request() -> None:
+    for missing in ("charges", "head"):
+        records = wire.request_to_records(replace(REQUEST, lodged=LODGED), b"")
+        del records["head"][missing]
+        with pytest.raises(WireError):
+            wire.request_from_records(records)

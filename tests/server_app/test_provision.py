@@ -14,8 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from client_app.site import read_kit
-from federation.schema import ConfigError, Site, parse
+from client_app.kit import read_kit
+from client_app.site import Site
+from federation.schema import ConfigError, parse
 from server_app.home import Federation, Home, read_federation
 from server_app.provision import provision
 

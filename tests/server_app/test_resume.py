@@ -8,26 +8,45 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from federation.schema import ConfigError
 from server_app.state import Checkpoint, RunFolder, write_atomically
-from tests.in_process import START, InProcessGrid, Node, adding, conductor, experiment
+from tests.in_process import (
+    PRIVATE,
+    SHARE,
+    START,
+    InProcessGrid,
+    Node,
+    adding,
+    conductor,
+    experiment,
+    private,
+    sums,
+)
 
 STRATEGIES = ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"]
+PRIVATE_RUN = PRIVATE | {"ema": 0.7, "metrics": "noisy"}
 
 
 def run_to_the_end(folder: RunFolder) -> Checkpoint:
-    grid = InProcessGrid([Node("a", adding(0.3, 2)), Node("b", adding(-0.7, 5))])
+    tally = None
+    hospitals = [adding(0.3, 2), adding(-0.7, 5)]
+    if folder.experiment().privacy is not None:
+        tally, told = SHARE, sums(30, 10, noise=2.0)
+        hospitals = [private(0.3, 2, tally=told), private(-0.7, 5, tally=told)]
+    grid = InProcessGrid([Node(name, each) for name, each in zip("ab", hospitals, strict=True)])
     start = folder.load() or Checkpoint(0, START, {})
     folder.drop_metrics_after(start.round)
-    return conductor(grid, folder).conduct(start)
+    lodgings = folder.path.with_name(f"{folder.name}-lodgings")
+    return conductor(grid, folder, tally=tally, lodgings=lodgings).conduct(start)
 
 
-def new(path: Path, strategy: str) -> RunFolder:
-    content = experiment(rounds=4, strategy={"name": strategy})
+def new(path: Path, strategy: str, privacy: dict[str, Any] | None = None) -> RunFolder:
+    content = experiment(rounds=4, strategy={"name": strategy}, privacy=privacy)
     return RunFolder.create(path, content, {"experiment_sha256": content.sha256()})
 
 
@@ -45,17 +64,9 @@ class Broken(Exception):
     pass
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("writes", range(1, 9))
-def test_broken_at_any_write(
-    strategy: str, writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The process ends at its n-th write of the state, before or after that write."""
-    whole = new(tmp_path / "whole", strategy)
-    expected = run_to_the_end(whole)
-
-    broken = new(tmp_path / "broken", strategy)
-    left = [writes]
+def break_at_write(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends at its n-th write of the state, before that write."""
+    left = [number]
 
     def breaking(path: Path, content: bytes) -> None:
         left[0] -= 1
@@ -63,17 +74,52 @@ def test_broken_at_any_write(
             raise Broken
         write_atomically(path, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("server_app.state.write_atomically", breaking)
-        with pytest.raises(Broken):
-            run_to_the_end(broken)
-    resumed = run_to_the_end(broken)
+    for module in ("state", "lodgings"):
+        monkeypatch.setattr(f"server_app.{module}.write_atomically", breaking)
 
+
+def assert_same_end(folder: RunFolder, resumed: Checkpoint, expected: Checkpoint) -> None:
     assert resumed.model["w"].tobytes() == expected.model["w"].tobytes()
     assert resumed.strategy.keys() == expected.strategy.keys()
     for name, array in expected.strategy.items():
         assert resumed.strategy[name].tobytes() == array.tobytes()
+    released = folder.load()
+    assert released is not None
+    assert released.model["w"].tobytes() == expected.model["w"].tobytes()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("writes", range(1, 9))
+def test_broken_at_any_write(
+    strategy: str, writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = new(tmp_path / "whole", strategy)
+    expected = run_to_the_end(whole)
+    broken = new(tmp_path / "broken", strategy)
+    with monkeypatch.context() as patch:
+        break_at_write(writes, patch)
+        with pytest.raises(Broken):
+            run_to_the_end(broken)
+    assert_same_end(broken, run_to_the_end(broken), expected)
     assert timeless(broken) == timeless(whole)
+
+
+@pytest.mark.parametrize("writes", [2, 3, 4, 5, 6, 7, 8, 12, *range(20, 28)])
+def test_a_private_run_broken_at_any_write_releases_the_same_mean(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes of a round: what was lodged, two of what is, the memory, the model, the status."""
+    whole = new(tmp_path / "whole", "fedadam", PRIVATE_RUN)
+    expected = run_to_the_end(whole)
+    broken = new(tmp_path / "broken", "fedadam", PRIVATE_RUN)
+    with monkeypatch.context() as patch:
+        break_at_write(writes, patch)
+        with pytest.raises(Broken):
+            run_to_the_end(broken)
+    assert_same_end(broken, run_to_the_end(broken), expected)
+    assert timeless(broken) == timeless(whole)
+    raw = new(tmp_path / "raw", "fedadam", PRIVATE_RUN | {"ema": 0.0})
+    assert run_to_the_end(raw).model["w"].tobytes() != expected.model["w"].tobytes()
 
 
 KILLED = """
@@ -92,18 +138,18 @@ run_to_the_end(RunFolder(Path(sys.argv[1])))
 """
 
 
-def test_killed_at_random_instants(tmp_path: Path) -> None:
-    expected = run_to_the_end(new(tmp_path / "whole", "fedadam"))
+@pytest.mark.parametrize("privacy", [None, PRIVATE_RUN], ids=["plain", "private"])
+def test_killed_at_random_instants(privacy: dict[str, Any] | None, tmp_path: Path) -> None:
+    expected = run_to_the_end(new(tmp_path / "whole", "fedadam", privacy))
     rng = np.random.default_rng(1)
     for attempt in range(4):
-        folder = new(tmp_path / f"killed-{attempt}", "fedadam")
+        folder = new(tmp_path / f"killed-{attempt}", "fedadam", privacy)
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(folder.path), str(rng.uniform(0.02, 0.3))],
             env={**os.environ, "PYTHONPATH": os.getcwd()},  # noqa: PTH109
         )
         assert process.wait(120) in (-signal.SIGKILL, 0)
-        resumed = run_to_the_end(folder)
-        assert resumed.model["w"].tobytes() == expected.model["w"].tobytes()
+        assert_same_end(folder, run_to_the_end(folder), expected)
 
 
 def test_a_half_written_line_of_metrics_is_no_line(tmp_path: Path) -> None:

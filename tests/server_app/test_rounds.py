@@ -71,7 +71,7 @@ def test_weights_may_be_equal(tmp_path: Path) -> None:
 def test_the_order_of_answers_does_not_change_a_bit(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     updates = {
-        name: Trained({"w": rng.normal(size=1000).astype(np.float32)}, n, 1, 0.0, 0.0)
+        name: Trained({"w": rng.normal(size=1000).astype(np.float32)}, 1, n, 0.0, 0.0)
         for n, name in enumerate("abcdef", start=1)
     }
     one = weighted_mean(updates, "examples")

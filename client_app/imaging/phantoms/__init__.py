@@ -11,7 +11,8 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from federation.schema import ConfigError, Data, nearest
+from client_app.site import Data
+from federation.schema import ConfigError, nearest
 
 
 def write(

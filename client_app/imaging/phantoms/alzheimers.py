@@ -39,7 +39,7 @@ from client_app.imaging.phantoms._dicom import (
     write_planes,
 )
 from client_app.imaging.phantoms._mr import classic, enhance
-from federation.schema import Data
+from client_app.site import Data
 
 LAYOUTS = ("dicom", "nifti")
 LABELS = ("CN", "MCI", "AD")

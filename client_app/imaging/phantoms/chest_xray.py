@@ -24,7 +24,7 @@ from pydicom.uid import (
 from scipy.ndimage import gaussian_filter
 
 from client_app.imaging.phantoms._dicom import code
-from federation.schema import Data
+from client_app.site import Data
 
 Image = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from federation.schema import Data
+from client_app.site import Data
 
 Volume = NDArray[np.float32]
 Mask = NDArray[np.uint8]

@@ -37,7 +37,7 @@ from client_app.imaging.phantoms._dicom import (
     set_pixels,
     soft,
 )
-from federation.schema import Data
+from client_app.site import Data
 
 LAYOUTS = ("dicom",)
 LABELS = ("no_cancer", "cancer")

@@ -34,7 +34,7 @@ from client_app.imaging.phantoms._dicom import (
     soft,
     write_planes,
 )
-from federation.schema import Data
+from client_app.site import Data
 
 LAYOUTS = ("dicom", "nifti")
 TUMOUR, ORGAN = 1, 2

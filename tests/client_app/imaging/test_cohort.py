@@ -12,7 +12,8 @@ from client_app.imaging.cohort import Cohort, build_cohort, split_position
 from client_app.imaging.image import Mask
 from client_app.imaging.pseudonym import pseudonym
 from client_app.imaging.set_aside import Reason
-from federation.schema import ConfigError, Data
+from client_app.site import Data
+from federation.schema import ConfigError
 from tests.client_app.imaging.samples import KEY, OTHER_KEY, radiograph, task, volume
 
 

@@ -25,7 +25,7 @@ from client_app.imaging import readers
 from client_app.imaging.index import Index, update
 from client_app.imaging.readers import SECONDS, Readers
 from client_app.imaging.set_aside import Reason
-from federation.schema import Data
+from client_app.site import Data
 from tests.client_app.imaging import fake_reader
 from tests.client_app.imaging.samples import KEY, radiograph
 from tests.fuzz_headers import CANARY, deflate_bomb, mutate, samples, with_canary, wrong

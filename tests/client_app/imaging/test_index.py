@@ -19,7 +19,8 @@ from client_app.imaging.image import Image
 from client_app.imaging.index import Index, MaskFile, update
 from client_app.imaging.pseudonym import keyed_hash, pseudonym
 from client_app.imaging.set_aside import Reason, SetAside
-from federation.schema import ConfigError, Data
+from client_app.site import Data
+from federation.schema import ConfigError
 from tests.client_app.imaging import fake_reader
 from tests.client_app.imaging.fake_reader import plane
 from tests.client_app.imaging.samples import KEY, OTHER_KEY, volume

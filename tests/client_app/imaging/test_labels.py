@@ -12,7 +12,8 @@ from client_app.imaging.image import Image, Mask
 from client_app.imaging.labels import Labels, find_labels
 from client_app.imaging.pseudonym import keyed_hash, pseudonym
 from client_app.imaging.set_aside import Reason, Unfit
-from federation.schema import ConfigError, Data
+from client_app.site import Data
+from federation.schema import ConfigError
 from tests.client_app.imaging.samples import KEY, task
 
 

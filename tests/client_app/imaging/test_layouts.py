@@ -10,7 +10,8 @@ import pytest
 from client_app.imaging.header import Kind
 from client_app.imaging.layouts import Layout, detect, open_layout
 from client_app.imaging.set_aside import Reason, Unfit
-from federation.schema import ConfigError, Data
+from client_app.site import Data
+from federation.schema import ConfigError
 from tests.client_app.imaging.samples import radiograph, volume
 
 

@@ -18,7 +18,7 @@ from client_app.imaging import readers
 from client_app.imaging.readers import Readers, ReadersFailed
 from client_app.imaging.record import Record
 from client_app.imaging.set_aside import Reason
-from federation.schema import Data
+from client_app.site import Data
 from tests.client_app.imaging import fake_reader
 from tests.client_app.imaging.samples import KEY
 
@@ -130,7 +130,7 @@ def test_readers_end_with_a_service_that_is_killed(data: Data) -> None:
     code = f"""
         import sys
         from client_app.imaging.readers import Readers
-        from federation.schema import Data
+        from client_app.site import Data
         from pathlib import Path
         pool = Readers(Data(root=Path({str(data.root)!r}), layout="dicom"), {KEY!r}, workers=1,
                        seconds=600, reader={fake_reader.NAME!r})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from client_app.imaging.pool import Lost
 from client_app.training import feed
-from client_app.training.feed import batches
+from client_app.training.feed import Draw, batches, batches_of
 from federation import tasks
 from federation.schema import Component
 
@@ -195,3 +195,74 @@ class Ids(Ramps):
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return {"image": torch.zeros(1), "label": torch.tensor(os.getpid())}
+
+
+# --- batches of draws ----------------------------------------------------------------------------
+
+DRAWS = [Draw((step, patient), (0, 1)) for step in range(3) for patient in ("a", "b", "c")]
+
+
+@pytest.mark.usefixtures("all_made_elsewhere")
+def test_draws_are_made_by_their_key_alone_wherever_and_among_whichever() -> None:
+    augment = Compose([RandGaussianNoised("image", prob=1.0)])
+    here = list(batches_of(augment, Ramps(2), DRAWS, seed=0))
+    there = list(batches_of(augment, Ramps(2), DRAWS, seed=0, workers=2))
+    some = list(batches_of(augment, Ramps(2), DRAWS[::2], seed=0))
+    assert same([made for made in here if made], [made for made in there if made])
+    assert same([made for made in here[::2] if made], [made for made in some if made])
+    assert len(here) == len(there) == len(DRAWS)
+    samples = [sample for made in here if made for sample in made[0]]
+    for one, other in itertools.combinations(samples, 2):
+        assert not torch.equal(one, other)
+
+
+class Poor(Ramps):
+    """What is at position 1 cannot be made, in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(3)
+        self.how = how
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        item = super().__getitem__(index)
+        if index == 1:
+            if self.how == "raises":
+                raise OSError("gone")
+            if self.how == "killed" and self.here != os.getpid():
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "stuck" and self.here != os.getpid():
+                signal.pause()
+            if self.how == "shape":
+                return {**item, "image": item["image"][:, :3]}
+        return item
+
+
+@pytest.mark.parametrize(
+    ("how", "workers"), [("raises", 0), ("raises", 1), ("shape", 0), ("killed", 1), ("stuck", 1)]
+)
+@pytest.mark.usefixtures("all_made_elsewhere")
+def test_a_draw_that_cannot_be_made_ends_nothing(
+    how: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_LONGEST_BATCH", 1.0)
+    draws = [Draw((0, "a"), (0, 2)), Draw((0, "b"), (0, 1)), Draw((1, "a"), (2, 0))]
+    made = list(batches_of(dict, Poor(how), draws, seed=0, workers=workers))
+    assert [one is None for one in made] == [False, True, False]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lack_of_memory_is_raised(workers: int) -> None:
+    def items() -> Ramps:
+        return Ramps(2, fails="raises") if workers else Short()
+
+    with pytest.raises(MemoryError):
+        for _ in batches_of(dict, items(), DRAWS * 1000, seed=0, workers=workers):
+            pass
+
+
+class Short(Ramps):
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        raise MemoryError

@@ -11,8 +11,9 @@ import torch
 import yaml
 from monai.data import MetaTensor
 
+from client_app.site import Site
 from federation import models, registry, tasks
-from federation.schema import Component, ConfigError, Site, parse
+from federation.schema import Component, ConfigError, parse
 from federation.tasks import Prediction
 from server_app.compose import CONFIGS, choices, experiment
 

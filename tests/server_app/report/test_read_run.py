@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server_app.report.read import Run, RunFolderError, Worst, read_run
+from server_app.report.read import RunFolderError, read_run
+from server_app.report.run import Run, Worst
 from tests.server_app.report.synthetic_run import Line, write_run
 
 

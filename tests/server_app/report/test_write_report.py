@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,42 +13,10 @@ import pytest
 from federation.wire import Reason
 from server_app.report import Sample, wording, write_report
 from server_app.report.style import CSS
+from tests.server_app.report.parsed_page import Page
 from tests.server_app.report.synthetic_run import write_run
 
 HOSTILE = '<script>alert("1")</script>'
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, the ids, the text, and the values of `<data>`."""
-
-    VOID = frozenset({"meta", "br", "path", "use", "image", "rect", "circle"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text += data
-
-    def numbers(self) -> list[float]:
-        return [float(a["value"] or "nan") for tag, a in self.elements if tag == "data"]
 
 
 def samples() -> list[Sample]:

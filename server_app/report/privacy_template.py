@@ -1,0 +1,162 @@
+"""The page's words on privacy, as Jinja2 templates that `template.TEMPLATE` includes."""
+
+PRIVACY = """
+<section aria-labelledby="privacy">
+<h2 id="privacy">Privacy</h2>
+{% if privacy is none %}
+<p>{% if run.private is none %}experiment.json is missing, so that this page cannot tell whether the
+run had differential privacy: take updates, counts and metrics for exact.
+{%- else %}Without differential privacy: updates, counts and metrics are exact, and no bound is proven
+on what they tell of one patient.{% endif %}</p>
+{% else %}
+<p>This run has differential privacy whose unit is the <strong>patient</strong>: whatever leaves a
+hospital is about as likely with all images of any one of its patients as without them. How nearly so
+is what <strong>ε</strong> says; smaller is stronger. Each hospital keeps a ledger, which adds up ε
+over all its runs and refuses what would pass its budget. The figures are the hospitals' own words,
+which the coordinator cannot check.</p>
+{% if privacy.large %}
+<p class="notice" role="note"><strong>ε is large at
+  {% for account in privacy.large -%}
+  {{ account.hospital }} ({{ account.spent.epsilon | at_most }}){{ "." if loop.last else ", " }}
+  {%- endfor %}</strong> Above about {{ large_epsilon | plain }}, ε says little of what can be learnt
+  of one patient; do not rely on it alone.</p>
+{% endif %}
+<div class="scroll whole pin" tabindex="0" role="region" aria-label="Privacy by hospital">
+<table class="accounts">
+<thead><tr><th scope="col">Hospital</th>
+  <th scope="col" class="n">Patients<br>(declared)</th>
+  <th scope="col" class="n">ε of<br>this run</th>
+  <th scope="col" class="n">ε of all<br>its runs</th>
+  <th scope="col" class="n">Budget</th>
+  <th scope="col">Left</th>
+  <th scope="col" class="n">A guess is<br>right at most</th>
+  <th scope="col" class="n">δ</th>
+  <th scope="col" class="n">Steps</th>
+  <th scope="col" class="n">Charges</th>
+  {% if privacy.accountant is none %}<th scope="col">Accountant</th>{% endif %}</tr></thead>
+<tbody>
+{% for account in privacy.accounts %}
+{% set spent = account.spent %}
+<tr><th scope="row">{{ account.hospital }}
+  {%- if account.refused_since is not none %}
+  <div class="mark alone">budget spent</div>
+  <div class="since">left from round {{ account.refused_since }}</div>{% endif %}</th>
+  <td class="n">{{ count(account.patients) }}</td>
+  {% if spent is none %}
+  <td colspan="{{ 9 if privacy.accountant is none else 8 }}" class="quiet">
+    none of its answers came: it told nothing of its ledger</td>
+  {% else %}
+  <td class="n">{{ num(spent.run_epsilon, spent.run_epsilon | at_most) }}</td>
+  <td class="n">{{ num(spent.epsilon, spent.epsilon | at_most) }}</td>
+  <td class="n">{{ num(spent.budget, spent.budget | at_least) }}</td>
+  <td class="budget">{% if account.used is not none %}
+    {{ num(spent.left, spent.left | at_least) }}
+    <div class="gauge{{ " low" if account.used > 0.9 }}" aria-hidden="true"><span
+      style="width: {{ "%.1f" | format(100 - account.used * 100) }}%"></span></div>
+    {%- else %}–{% endif %}</td>
+  <td class="n">{{ num(account.right_guess, account.right_guess | share_at_most) }}</td>
+  <td class="n">{{ num(spent.delta, spent.delta | power) }}</td>
+  <td class="n">{{ count(account.steps) }}</td>
+  <td class="n">{{ count(spent.charges) }}</td>
+  {% if privacy.accountant is none %}
+  <td class="accountant">{{ spent.accountant or "–" }}</td>
+  {% endif %}
+  {% endif %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% if privacy.refusing %}
+<p class="quiet">Where a budget is spent, some ε may be left: less than the next round would cost, or
+more than the hospital allows one run.</p>
+{% endif %}
+<div class="columns two">
+  <div class="card"><h3>What ε means</h3>
+    <p>Say it is as likely beforehand that a given patient took part as that not. Whoever guesses from
+    all that has left the hospital, knowing anything else besides, is right at most
+    e<sup>ε</sup> / (1 + e<sup>ε</sup>) of the time (δ aside): {{ privacy.examples }}. Tossing a coin
+    is right 50&nbsp;% of the time.</p>
+    <p>It is a bound on the strongest guess, not a measure of any one attack. Above about
+    {{ large_epsilon | plain }} it excludes next to nothing. ε grows more slowly than the number of
+    rounds: <code>hospital ledger</code> tells a hospital how many more its budget allows.</p></div>
+  <div class="card caution"><h3>What it does not cover</h3><ul>
+    <li>A patient in several hospitals: the hospitals' ε add up. One patient under two numbers counts
+      as two.</li>
+    <li>What holds for people in general: a model may tell of a person what it learnt from others.</li>
+    <li>Whether, when and how fast a hospital answers, the reason why it does not, and the size that it
+      declares.</li>
+    <li>Who can read a hospital's own disks, and software there that does not do what it says.</li>
+    <li>More in <code>docs/security.md</code>.</li></ul></div>
+</div>
+{% if privacy.charts %}
+<div class="charts">
+{% for chart in privacy.charts %}{{ figure(chart) }}{% endfor %}
+</div>
+{% endif %}
+<h3 class="apart">What the words mean, and what this run has</h3>
+<div class="scroll whole" tabindex="0" role="region" aria-label="Terms of privacy">
+<table class="terms"><thead><tr><th scope="col">Term</th><th scope="col">Here</th>
+  <th scope="col">Meaning</th></tr></thead><tbody>
+{% for term in privacy.terms %}
+<tr><th scope="row">{{ term.name }}</th>
+  <td{{ ' class="quiet"' | safe if "by hospital" in term.value }}>{{ term.value }}</td>
+  <td>{{ term.meaning }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+</section>
+"""
+
+PROTECTION = """
+<section aria-labelledby="protection">
+<h2 id="protection">What is protected, and what is not</h2>
+<div class="columns">
+  <div class="card"><h3>Stays at the hospital</h3><ul>
+    <li>Images and masks.</li>
+    <li>Names, patient numbers, dates of birth and file names.</li>
+    <li>The key from which pseudonyms are made, and the pseudonyms.</li>
+    {% if privacy is not none %}
+    <li>Exact numbers of patients and images, training loss, sizes of gradients, seconds of work.</li>
+    <li>{% if run.metrics_from == "none" %}Every metric.
+      {%- else %}Exact metrics on its patients.{% endif %}</li>
+    {% endif %}</ul></div>
+  <div class="card"><h3>Leaves the hospital</h3><ul>
+    {% if privacy is none %}
+    <li>Each round, the change of the model's weights.</li>
+    <li>Numbers of patients and images, training loss, seconds of work.</li>
+    <li>The metrics on its held-out patients, one value for all of them.</li>
+    {% else %}
+    <li>Each round, the change of the model's weights, made of sums with noise.</li>
+    <li>About how many patients it has: a public number that it declares.</li>
+    {% if run.metrics_from == "noisy" %}
+    <li>Sums over its held-out patients with noise, from which metrics are computed.</li>
+    {% elif run.metrics_from == "public" %}
+    <li>Exact metrics on images that it declares public, and how many these are.</li>
+    {% endif %}
+    <li>Of its ledger: ε, budget, δ, accountant, how many charges, and a hash of them.</li>
+    {% endif %}
+    <li>A reason from a fixed list when it does not take part.</li></ul></div>
+  <div class="card caution"><h3>Not protected in this version</h3><ul>
+    {% if privacy is none %}
+    <li>The coordinator can read each hospital's update: there is no secure aggregation. From
+      updates, something about the training images can sometimes be inferred.</li>
+    {% if run.private is none %}
+    <li>Whether there is differential privacy is not known, since experiment.json is missing.</li>
+    {% else %}
+    <li>There is no differential privacy: no noise is added, and no bound is proven on what the
+      model, updates, counts and metrics tell of one patient.</li>
+    {% endif %}
+    {% else %}
+    <li>The coordinator can read each hospital's update: there is no secure aggregation. What it can
+      learn of one patient from them is bounded by ε, and by ε alone.</li>
+    <li>What ε does not cover stands under <a href="#privacy">Privacy</a>.</li>
+    {% endif %}
+    <li>Treat run folder, model and this report as confidential among the partners.</li></ul></div>
+</div>
+<p class="quiet">
+{%- if run.metrics_from == "none" %}No hospital measured this model.
+{%- elif run.metrics_from == "public" %}The figures come from images that the hospitals declare public.
+{%- else %}The figures come from held-out patients of the hospitals that trained the model.
+{%- endif %}
+
+They are no clinical validation, and the model is not a medical device.</p>
+</section>
+"""
