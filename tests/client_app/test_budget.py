@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from client_app import cli
 from client_app.budget import commands, screen
-from client_app.imaging.pseudonym import open_key
+from client_app.imaging.pseudonym import load_key, open_key
 from client_app.ledger import MOST_REMAINING, Budget, Ledger, cohort_id
 from federation.privacy.accounting import Mechanism, epsilon
 from federation.schema import ConfigError
@@ -187,7 +187,7 @@ def test_another_key_is_another_cohort(charged: Path) -> None:
     key.unlink()
     fails(hospital("verify", charged), r"pseudonym\.key is gone.*restore")
     assert not key.exists()
-    open_key(key.parent)
+    load_key(key)  # a new one
     fails(hospital("verify", charged), r"other patients.*pseudonym\.key")
 
 
