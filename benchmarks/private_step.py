@@ -39,6 +39,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -339,8 +340,8 @@ def _status(name: str) -> int:
 
 def _in_new_process(function: Callable[..., Any], *given: Any) -> Any:
     """In a fork of this process, which imported all and never computes, nor touches a GPU."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, given)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *given).result()
 
 
 def _name_of(wanted: str) -> str:

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from datetime import datetime
-from logging import CRITICAL, getLogger
+from logging import CRITICAL, NullHandler, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +128,4 @@ def _keep_libraries_quiet() -> None:
     warnings.simplefilter("ignore")
     for name in ("pydicom", "nibabel", "highdicom", "monai", "py.warnings"):
         getLogger(name).setLevel(CRITICAL)
+    getLogger().addHandler(NullHandler())  # else Opacus gives the root logger one that prints

@@ -1,10 +1,14 @@
-"""Flower's SuperNode, looking for work more often than every three seconds.
+"""Flower's SuperNode, looking for work more often, and never waiting for a ClientApp that is gone.
 
 Flower's loop sleeps three seconds when the SuperLink has no message and half a second while the
 ClientApp works, and offers no setting for either (flwr 1.41, `supernode/start_client_internal.py`).
 At one exchange a round that is most of what a round costs. This starts the unchanged SuperNode with
 another clock for those two sleeps (see `federation.pace`): between 0.05 and 3 seconds, so that a busy
 hospital answers at once and an idle one costs what it always did.
+
+Flower's SuperNode waits for a reply before it takes the next message. A ClientApp that is told to end
+(its SuperExec was stopped or killed) ends without one, and from then on the hospital would be online
+and deaf. `AnsweringState` sends the error for it that Flower sends for one that fell silent.
 """
 
 from __future__ import annotations
@@ -12,8 +16,16 @@ from __future__ import annotations
 import time
 from types import ModuleType
 
+from flwr.app import Error
+from flwr.common.constant import SubStatus
+from flwr.supercore.constant import TaskType
 from flwr.supernode import start_client_internal as flower_loop
 from flwr.supernode.cli import flower_supernode
+from flwr.supernode.nodestate import nodestate_factory
+from flwr.supernode.nodestate.in_memory_nodestate import (
+    CLIENT_APP_CRASHED_ERROR,
+    InMemoryNodeState,
+)
 
 from federation.pace import Pace, hurry_flower
 
@@ -36,10 +48,37 @@ class Clock:
             time.sleep(min(self._pace.pause(), seconds))
 
 
+class AnsweringState(InMemoryNodeState):  # type: ignore[misc]
+    """A failed ClientApp that left no reply is answered for; Flower does so for an AgentApp alone."""
+
+    def finish_task(self, task_id: int, sub_status: str, details: str) -> bool:
+        finished: bool = super().finish_task(task_id, sub_status, details)
+        if finished and sub_status == SubStatus.FAILED:
+            for task in self.get_tasks(task_ids=[task_id]):
+                if task.type == TaskType.CLIENT_APP:
+                    self._store_error_replies({task.run_id}, CLIENT_APP_CRASHED_ERROR)
+        return finished
+
+    def _store_error_replies(self, run_ids: set[int], error: Error) -> None:
+        with self.lock_msg_store:
+            for entry in self.msg_store.values():
+                metadata = entry.message.metadata
+                if metadata.run_id in run_ids and not metadata.reply_to_message_id:
+                    entry.is_retrieved = True  # also one that its ClientApp did not live to fetch
+            super()._store_error_replies(run_ids, error)
+
+
 def main() -> None:
-    """`flower-supernode` with its own arguments."""
+    """`flower-supernode` with its own arguments.
+
+    Raises:
+        RuntimeError: flwr changed, and this no longer does what it says.
+    """
     if not isinstance(flower_loop.time, ModuleType):
         raise RuntimeError("flwr changed: its SuperNode loop has no module `time` to pace any more")
+    if nodestate_factory.InMemoryNodeState is not InMemoryNodeState:
+        raise RuntimeError("flwr changed: its SuperNode keeps its state in another class")
+    nodestate_factory.InMemoryNodeState = AnsweringState
     flower_loop.time = Clock()
     hurry_flower()
     flower_supernode()

@@ -5,6 +5,8 @@ start a thread, touch a GPU or draw a random number.
 """
 # ruff: noqa: F401
 
+import logging
+
 import monai.data
 import monai.inferers
 import monai.losses
@@ -23,3 +25,6 @@ import torch
 import torch._dynamo  # PyTorch's optimisers import it when the first one is made
 import torch.utils.data
 from flwr.supernode.runtime import run_clientapp
+
+# Opacus gives the root logger a handler that prints; what libraries say may hold what a header says.
+logging.getLogger().handlers.clear()
