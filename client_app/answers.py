@@ -15,8 +15,8 @@ from flwr.app import RecordDict
 
 from client_app.private_file import write_private
 from federation import wire
+from federation.messages import Request
 from federation.schema import ConfigError
-from federation.wire import Request
 
 _KEPT = 4  # the newest: a coordinator asks again for the round that it has not finished
 

@@ -23,8 +23,8 @@ from client_app.outbox import Outbox, describe, last_resort
 from client_app.policy import Refused, allow, require_round
 from client_app.site import SITE_VARIABLE, Site, read_site
 from federation import wire
+from federation.messages import Reason, Request, WireError
 from federation.schema import ConfigError, Experiment, Training
-from federation.wire import Reason, Request, WireError
 
 app = ClientApp()
 

@@ -22,8 +22,8 @@ from typing import Any, Self
 from client_app.imaging.pseudonym import keyed_hash
 from client_app.ledger_file import Chain, LedgerError, LedgerFile
 from client_app.site import Privacy, Site
+from federation.messages import Lodged, Reason, Spent
 from federation.privacy.accounting import Accountant, Mechanism, accountant_name, epsilon
-from federation.wire import Lodged, Reason, Spent
 
 __all__ = [
     "MOST_REMAINING",

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from client_app.private_file import write_private
+from federation.messages import Lodged, Reason
 from federation.schema import ConfigError
-from federation.wire import Lodged, Reason
 
 _FORMAT = 1
 _PATIENCE = 120.0  # seconds to wait for another process: longer than any accountant takes

@@ -20,9 +20,9 @@ from client_app import code_approval
 from client_app.audit import Audit
 from client_app.policy import Refused
 from federation import wire
+from federation.messages import Answer, Evaluated, Reason, Request, Shape, Spent, Tallied, Trained
 from federation.privacy.accounting import Mechanism
 from federation.schema import PatientDP
-from federation.wire import Answer, Evaluated, Reason, Request, Shape, Spent, Tallied, Trained
 
 
 class Unfit(ValueError):

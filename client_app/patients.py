@@ -15,8 +15,8 @@ from client_app.imaging.pseudonym import open_key
 from client_app.policy import Refused
 from client_app.site import Site
 from federation import tasks
+from federation.messages import Reason
 from federation.schema import Component, ConfigError, Experiment
-from federation.wire import Reason
 
 Progress = Callable[[str, int, int], None]
 

@@ -12,7 +12,7 @@ from client_app.policy import require_patients
 from client_app.received import Asked, Received, learning_rate, local_seed, receive, update_of
 from client_app.training import loop
 from client_app.training.device import feeding_processes
-from federation.wire import Evaluated, Trained
+from federation.messages import Evaluated, Trained
 
 
 def serve_plain(asked: Asked, outbox: Outbox) -> RecordDict:

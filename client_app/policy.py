@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import time
 
 from client_app.site import Policy, Privacy, Site
+from federation.messages import Reason, Request
 from federation.schema import Experiment, PatientDP, Training
-from federation.wire import Reason, Request
 
 
 class Refused(Exception):

@@ -24,10 +24,10 @@ from client_app.site import Privacy
 from client_app.training import loop, private
 from client_app.training.device import feeding_processes
 from client_app.training.tallies import tally
+from federation.messages import Evaluated, Reason, Spent, Tallied, Trained
 from federation.privacy import accounting, fit
 from federation.privacy.accounting import Mechanism
 from federation.schema import ConfigError, PatientDP
-from federation.wire import Evaluated, Reason, Spent, Tallied, Trained
 
 
 class FailedAfterCharge(Exception):

@@ -11,9 +11,9 @@ from client_app.policy import Refused
 from client_app.site import Site
 from client_app.training.device import pick_device
 from federation import models, tasks, wire
+from federation.messages import Arrays, Reason, Request, Shape
 from federation.schema import ConfigError, Experiment, Training
 from federation.tasks import Task
-from federation.wire import Arrays, Reason, Request, Shape
 
 
 @dataclass(frozen=True)

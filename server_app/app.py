@@ -11,10 +11,10 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from federation import models, tasks
+from federation.messages import Arrays
 from federation.pace import hurry_flower
 from federation.schema import ConfigError, Experiment
 from federation.tasks import Task
-from federation.wire import Arrays
 from server_app import strategies, tallies
 from server_app.exchange import Exchange, TooFewHospitals
 from server_app.home import HOME_VARIABLE, Home

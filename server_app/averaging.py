@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from federation.wire import Arrays
+from federation.messages import Arrays
 from server_app.state import Checkpoint
 
 _PREFIX = "mean/"

@@ -19,10 +19,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from federation import wire
+from federation.messages import Answer, Arrays, Expected, Lodged, Reason, Request, Shape, WireError
 from federation.pace import Pace
 from federation.roster import Roster
 from federation.schema import Participation
-from federation.wire import Answer, Arrays, Expected, Lodged, Reason, Request, Shape, WireError
 
 _TRANSPORT_FAILURES: Mapping[int, Reason] = {
     ErrorCode.NODE_UNAVAILABLE: Reason.UNAVAILABLE,
@@ -53,7 +53,7 @@ class Exchange:
     """Asks hospitals over the Grid.
 
     Attributes:
-        metrics, private, tally: what an answer may hold, see `federation.wire.Expected`.
+        metrics, private, tally: what an answer may hold, see `federation.messages.Expected`.
     """
 
     grid: Grid

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from federation.messages import Lodged
 from federation.schema import ConfigError
-from federation.wire import Lodged
 from server_app.state import write_atomically
 
 

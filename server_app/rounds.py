@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from federation.messages import Arrays, Evaluated, Reason, Request, Spent, Tallied, Trained
 from federation.schema import Experiment
 from federation.tasks import Tally
-from federation.wire import Arrays, Evaluated, Reason, Request, Spent, Tallied, Trained
 from server_app import averaging, tallies
 from server_app.exchange import Exchange, Outcome, TooFewHospitals
 from server_app.lodgings import Lodgings, agrees

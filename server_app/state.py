@@ -30,8 +30,8 @@ from typing import Any, TextIO
 import safetensors
 import safetensors.numpy
 
+from federation.messages import Arrays, Lodged
 from federation.schema import ConfigError, Experiment
-from federation.wire import Arrays, Lodged
 
 
 def now() -> str:

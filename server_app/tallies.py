@@ -1,4 +1,4 @@
-"""Metrics with intervals from the noisy sums that hospitals send (`federation.wire.Tallied`)."""
+"""Metrics with intervals from the noisy sums that hospitals send (`federation.messages.Tallied`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from federation.messages import Tallied
 from federation.schema import ConfigError, Experiment
 from federation.tasks import Tally, Task
-from federation.wire import Tallied
 
 Interval = list[float]  # [low, high]
 

@@ -27,10 +27,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from numpy.typing import NDArray
 
 from federation import wire
-from federation.roster import Member, Roster
-from federation.schema import Experiment, parse
-from federation.tasks import Tally
-from federation.wire import (
+from federation.messages import (
     Answer,
     Arrays,
     Evaluated,
@@ -42,6 +39,9 @@ from federation.wire import (
     Tallied,
     Trained,
 )
+from federation.roster import Member, Roster
+from federation.schema import Experiment, parse
+from federation.tasks import Tally
 from server_app import strategies
 from server_app.exchange import Exchange
 from server_app.lodgings import Lodgings

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from client_app.imaging.image import Case
 from client_app.training.feed import Items
 from client_app.training.loop import predict, predicting
+from federation.messages import Tallied
 from federation.privacy.csprng import Csprng
 from federation.privacy.mechanism import ClippedSum
 from federation.tasks import Tally, Task
-from federation.wire import Tallied
 
 
 def tally(

@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Spent:
-    """What a hospital said of its ledger; see `federation.wire.Spent`.
+    """What a hospital said of its ledger; see `federation.messages.Spent`.
 
     Attributes:
         epsilon: of all charges so far, over all runs.

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from federation import registry
+from federation.messages import Arrays
 from federation.schema import Experiment
-from federation.wire import Arrays
 
 
 @dataclass(frozen=True)

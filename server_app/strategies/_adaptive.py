@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from federation.messages import Arrays
 from federation.schema import Closed
-from federation.wire import Arrays
 
 Array = NDArray[Any]
 

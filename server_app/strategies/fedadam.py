@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from federation.wire import Arrays
+from federation.messages import Arrays
 from server_app.strategies._adaptive import Array, Options, adaptive_step
 
 

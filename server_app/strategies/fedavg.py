@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from federation.messages import Arrays
 from federation.schema import Closed
-from federation.wire import Arrays
 
 
 class Options(Closed):

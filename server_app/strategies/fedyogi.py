@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from federation.wire import Arrays
+from federation.messages import Arrays
 from server_app.strategies._adaptive import Array, Options, adaptive_step
 
 

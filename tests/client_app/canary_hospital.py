@@ -13,9 +13,9 @@ from client_app import app
 from client_app.audit import Audit
 from client_app.imaging.pseudonym import load_key
 from client_app.ledger import Ledger, cohort_id
-from federation import models, tasks, wire
+from federation import messages, models, tasks, wire
+from federation.messages import Answer, Expected, Request, Shape
 from federation.schema import Experiment
-from federation.wire import Answer, Expected, Request, Shape
 from tests.client_app import canary
 from tests.in_process import experiment
 
@@ -54,7 +54,9 @@ class Hospital:
     def state(self) -> Path:
         return self.folder / "state"
 
-    def ask(self, of: Experiment, request: Request, model: wire.Arrays | None = None) -> RecordDict:
+    def ask(
+        self, of: Experiment, request: Request, model: messages.Arrays | None = None
+    ) -> RecordDict:
         records = wire.request_to_records(request, wire.pack(model or start(of)))
         config = {"experiment": of.canonical(), "experiment-sha256": of.sha256()}
         return app.serve(records, config)
@@ -77,7 +79,7 @@ class Hospital:
         return [entry.event for entry in Audit(self.state / "audit.jsonl").entries()]
 
 
-def start(of: Experiment) -> wire.Arrays:
+def start(of: Experiment) -> messages.Arrays:
     network = models.build(of.model, tasks.build(of.task), seed=0)
     return {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
 

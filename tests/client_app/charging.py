@@ -11,8 +11,8 @@ from unittest.mock import patch
 import pytest
 
 from client_app.ledger import Budget, Ledger, LedgerError, cohort_id
+from federation.messages import Lodged, Reason, Spent
 from federation.privacy.accounting import Mechanism
-from federation.wire import Lodged, Reason, Spent
 
 KEY = bytes(range(32))
 COHORT = cohort_id(KEY, "north")

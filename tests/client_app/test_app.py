@@ -14,9 +14,9 @@ from client_app import app
 from client_app.audit import Audit
 from client_app.received import Asked, learning_rate, local_seed
 from client_app.site import Data, Policy, Site
-from federation import models, tasks, wire
+from federation import messages, models, tasks, wire
+from federation.messages import Answer, Expected, Reason, Request, Shape
 from federation.schema import Experiment, parse
-from federation.wire import Answer, Expected, Reason, Request, Shape
 from tests.in_process import experiment
 
 TASK = tasks.build(experiment().task)
@@ -32,7 +32,7 @@ def content(**changes: Any) -> Experiment:
     )
 
 
-def model(of: Experiment) -> wire.Arrays:
+def model(of: Experiment) -> messages.Arrays:
     network = models.build(of.model, tasks.build(of.task), seed=0)
     return {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
 
@@ -41,7 +41,7 @@ def ask(
     site: Site,
     of: Experiment,
     request: Request | None = None,
-    sent: wire.Arrays | None = None,
+    sent: messages.Arrays | None = None,
     **config: Any,
 ) -> RecordDict:
     request = request or Request("run", 1, evaluate=True, train=True)

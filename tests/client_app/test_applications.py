@@ -16,8 +16,8 @@ from client_app.imaging.set_aside import Reason
 from client_app.patients import Patients, load_patients
 from client_app.site import Data, Site
 from federation import models, tasks, wire
+from federation.messages import Expected, Request, Shape
 from federation.schema import Component, Experiment, parse
-from federation.wire import Expected, Request, Shape
 from server_app import compose
 
 APPLICATIONS = ("chest_xray", "hippocampus", "mammography", "alzheimers", "tumour_segmentation")

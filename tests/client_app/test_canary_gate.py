@@ -16,10 +16,10 @@ from torch import Tensor
 from client_app.site import SITE_VARIABLE
 from client_app.training import private, tallies
 from federation import wire
+from federation.messages import Request, Shape
 from federation.privacy.csprng import Csprng
 from federation.privacy.mechanism import ClippedSum
 from federation.schema import Experiment
-from federation.wire import Request, Shape
 from tests.client_app.canary_hospital import (
     CLIP,
     LEARNING_RATE,

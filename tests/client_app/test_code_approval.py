@@ -30,7 +30,7 @@ from client_app import code_approval, superexec, task_process
 from client_app.code_approval import judge
 from client_app.site import Policy
 from federation import wire
-from federation.wire import Reason, Request
+from federation.messages import Reason, Request
 from server_app import bundle
 from tests.in_process import experiment
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from client_app import ledger_file
 from client_app.ledger import MOST_REMAINING, Budget, Ledger, LedgerError
+from federation.messages import Lodged, Reason
 from federation.privacy.accounting import Mechanism, epsilon
-from federation.wire import Lodged, Reason
 from tests.client_app.charging import COHORT, PRV, RDP, STEP, charge, charged, opened, refused
 
 

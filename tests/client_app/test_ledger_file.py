@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from client_app import ledger_file
 from client_app.ledger import Ledger, LedgerError, cohort_id
 from client_app.ledger_file import LedgerFile
+from federation.messages import Lodged, Reason
 from federation.privacy.accounting import Mechanism
 from federation.schema import ConfigError
-from federation.wire import Lodged, Reason
 from tests.client_app.charging import COHORT, KEY, RDP, charge, charged, opened, refused, unusable
 
 

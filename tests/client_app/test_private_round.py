@@ -18,9 +18,9 @@ from scipy import stats
 from client_app import private_round
 from client_app.audit import Audit
 from client_app.site import SITE_VARIABLE
-from federation import wire
+from federation import messages, wire
+from federation.messages import Reason, Request
 from federation.schema import Experiment
-from federation.wire import Reason, Request
 from tests.client_app import canary
 from tests.client_app.canary_hospital import (
     CLIP,
@@ -316,7 +316,7 @@ def test_the_door_lets_nothing_exact_out(small: Hospital, monkeypatch: pytest.Mo
     """A trainer that forgets itself and moves a buffer, or a count that slips in, does not pass."""
     real = private_round.update_of
 
-    def with_buffer(received: Any) -> wire.Arrays:
+    def with_buffer(received: Any) -> messages.Arrays:
         return real(received) | {"version": np.array(3)}
 
     monkeypatch.setattr(private_round, "update_of", with_buffer)
@@ -324,7 +324,7 @@ def test_the_door_lets_nothing_exact_out(small: Hospital, monkeypatch: pytest.Mo
     refused_with(small.ask(of, training(1)), of, training(1), "internal_error")
 
     monkeypatch.setattr(private_round, "update_of", real)
-    trained = wire.Trained
+    trained = messages.Trained
     monkeypatch.setattr(
         private_round, "Trained", lambda **given: trained(**given, examples=20, loss=0.5)
     )

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from federation import wire
-from federation.wire import (
+from federation import messages, wire
+from federation.messages import (
     Answer,
     Evaluated,
     Expected,
@@ -75,7 +75,7 @@ def read(
         max_size=4,
     )
 )
-def test_arrays_survive_the_wire_bit_for_bit(arrays: wire.Arrays) -> None:
+def test_arrays_survive_the_wire_bit_for_bit(arrays: messages.Arrays) -> None:
     arrived = wire.unpack(wire.pack(arrays), Shape.of(arrays))
     assert arrived.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -104,7 +104,7 @@ def test_request_and_answer_survive() -> None:
         ({**MODEL, "w": np.zeros(2**20, np.float32)}, Reason.TOO_LARGE),
     ],
 )
-def test_a_wrong_update_has_a_reason(update: wire.Arrays, reason: Reason) -> None:
+def test_a_wrong_update_has_a_reason(update: messages.Arrays, reason: Reason) -> None:
     with pytest.raises(WireError) as refused:
         read(wire.answer_to_records(answer(update=update)))
     assert refused.value.reason is reason

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from federation import wire
+from federation import messages, wire
+from federation.messages import Answer, Lodged, Reason, Request
 from federation.schema import ConfigError, Experiment
-from federation.wire import Answer, Lodged, Reason, Request
 from server_app.exchange import TooFewHospitals
 from server_app.lodgings import Lodgings
 from server_app.state import Checkpoint, RunFolder
@@ -359,7 +359,7 @@ def test_the_released_model_is_the_mean_and_rounds_go_on_from_the_raw_one(tmp_pa
     models: list[float] = []
 
     def noted(records: RecordDict) -> RecordDict:
-        models.append(float(wire.unpack(wire.blob(records), wire.Shape.of(START))["w"][0]))
+        models.append(float(wire.unpack(wire.blob(records), messages.Shape.of(START))["w"][0]))
         return private(1.0)(records)
 
     grid = InProcessGrid([Node("a", noted), Node("b", private(3.0))])
@@ -392,7 +392,7 @@ def test_the_strategy_remembers_its_own_and_does_not_see_the_mean(
 ) -> None:
     given: list[set[str]] = []
 
-    def step(model: wire.Arrays, update: wire.Arrays, state: wire.Arrays) -> Any:
+    def step(model: messages.Arrays, update: messages.Arrays, state: messages.Arrays) -> Any:
         given.append(set(state))
         return {n: w + update[n] for n, w in model.items()}, {"mine": np.ones(1)}
 

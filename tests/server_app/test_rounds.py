@@ -12,9 +12,9 @@ import pytest
 from flwr.app import Error, RecordDict
 from flwr.common.constant import ErrorCode
 
-from federation import wire
+from federation import messages, wire
+from federation.messages import Answer, Reason, Trained
 from federation.schema import Experiment
-from federation.wire import Answer, Reason, Trained
 from server_app.exchange import TooFewHospitals
 from server_app.rounds import norm, weighted_mean
 from server_app.state import Checkpoint, RunFolder
@@ -29,7 +29,7 @@ def new_run(path: Path, content: Experiment) -> RunFolder:
     return folder
 
 
-def sending(update: wire.Arrays) -> Callable[[RecordDict], RecordDict]:
+def sending(update: messages.Arrays) -> Callable[[RecordDict], RecordDict]:
     """A hospital that sends this update, whatever it was asked."""
 
     def handler(records: RecordDict) -> RecordDict:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from federation import tasks
+from federation.messages import Tallied
 from federation.schema import Component, ConfigError
 from federation.tasks import Tally
-from federation.wire import Tallied
 from server_app import tallies
 from tests.in_process import PRIVATE, SHARE, experiment
 

@@ -23,10 +23,10 @@ from client_app.imaging.image import Case, Image
 from client_app.training import loop
 from client_app.training.tallies import tally
 from federation import models, tasks
+from federation.messages import Tallied
 from federation.privacy.csprng import Csprng
 from federation.schema import Component
 from federation.tasks import Tally, Task
-from federation.wire import Tallied
 
 CPU = torch.device("cpu")
 TASK = tasks.build(Component(name="chest_xray", size=32))

@@ -13,6 +13,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from federation.messages import Request
 from federation.privacy.accounting import (
     Mechanism,
     epsilon,
@@ -24,7 +25,6 @@ from federation.privacy.accounting import (
     with_noise,
 )
 from federation.schema import ConfigError, Experiment
-from federation.wire import Request
 from server_app.state import Checkpoint, RunFolder
 from tests.in_process import (
     PRIVATE,

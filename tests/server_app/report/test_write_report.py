@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.wire import Reason
+from federation.messages import Reason
 from server_app.report import Sample, wording, write_report
 from server_app.report.style import CSS
 from tests.server_app.report.parsed_page import Page

@@ -1,0 +1,216 @@
+"""What coordinator and hospital say to each other, one plain dataclass each.
+
+How they travel is in `federation.wire`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+_HEADER_ALLOWANCE = 1 << 20  # bytes of names and shapes that a safetensors header may take
+
+
+class Reason(StrEnum):
+    """Why a hospital's answer is not part of a round. Fixed words: none can hold data."""
+
+    # said by the hospital
+    REFUSED_TASK = "refused_task"
+    REFUSED_MODEL = "refused_model"
+    REFUSED_ROUNDS = "refused_rounds"
+    REFUSED_EXPERIMENT = "refused_experiment"
+    REFUSED_CODE = "refused_code"
+    REFUSED_PRIVACY = "refused_privacy"
+    PRIVACY_REQUIRED = "privacy_required"
+    SECURE_AGGREGATION_REQUIRED = "secure_aggregation_required"
+    OUTSIDE_HOURS = "outside_hours"
+    NO_LEDGER = "no_ledger"
+    LEDGER_UNUSABLE = "ledger_unusable"
+    BUDGET_SPENT = "budget_spent"
+    REPLAYED = "replayed"
+    TOO_FEW_PATIENTS = "too_few_patients"
+    NO_DATA = "no_data"
+    BAD_EXPERIMENT = "bad_experiment"
+    BAD_SITE = "bad_site"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    INTERNAL_ERROR = "internal_error"
+    # found by the coordinator
+    ABSENT = "absent"
+    UNAVAILABLE = "unavailable"
+    CRASHED = "crashed"
+    LATE = "late"
+    MALFORMED = "malformed"
+    WRONG_ROUND = "wrong_round"
+    WRONG_NAMES = "wrong_names"
+    WRONG_SHAPE = "wrong_shape"
+    WRONG_DTYPE = "wrong_dtype"
+    TOO_LARGE = "too_large"
+    NOT_FINITE = "not_finite"
+    NORM_TOO_LARGE = "norm_too_large"
+
+
+class WireError(Exception):
+    """Something that arrived is not what it has to be."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Lodged:
+    """How far a hospital's ledger was when the coordinator last heard of it.
+
+    A ledger without this charge is an older copy. It serves the hospital alone: the coordinator can
+    neither read nor change a ledger, and a wrong word of it only stops its own run.
+
+    Attributes:
+        charges: how many there were.
+        head: SHA-256 of the last, which stands for all before it.
+    """
+
+    charges: int
+    head: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the coordinator asks of a hospital in one exchange.
+
+    The hospital evaluates the model that it receives (if `evaluate`), then trains it (if `train`);
+    one exchange serves both, because each costs seconds on Flower's engine.
+    """
+
+    run: str
+    round: int
+    evaluate: bool
+    train: bool
+    lodged: Lodged | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A hospital's training of one round: `update` is local model minus global model.
+
+    Attributes:
+        patients: trained on; under patient-level privacy the public size that the hospital declares.
+        examples, loss, seconds: None under patient-level privacy, since none of them has noise.
+    """
+
+    update: Arrays
+    patients: int
+    examples: int | None = None
+    loss: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The received model on a hospital's held-out patients, or on its public images."""
+
+    metrics: dict[str, float]
+    examples: int
+    patients: int
+
+
+@dataclass(frozen=True)
+class Tallied:
+    """A task's tally summed over a hospital's held-out patients, with noise (`federation.tasks.Tally`).
+
+    Attributes:
+        values: float64 (size,); negative ones occur, as noise does.
+        noise: standard deviation of the noise on each value.
+    """
+
+    values: NDArray[np.float64]
+    noise: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a hospital says of its ledger: nothing in it depends on the patients' data.
+
+    Attributes:
+        epsilon: of all charges so far, this request's included.
+        run_epsilon: of this run's alone.
+        budget: ε that `epsilon` may not pass; both go with `delta`.
+        lodged: for the next request.
+    """
+
+    epsilon: float
+    run_epsilon: float
+    budget: float
+    delta: float
+    accountant: str
+    lodged: Lodged
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a hospital sends back: its round's work, or a reason why there is none."""
+
+    round: int
+    trained: Trained | None = None
+    evaluated: Evaluated | None = None
+    tallied: Tallied | None = None
+    spent: Spent | None = None
+    refused: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an answer may hold: all else in it is refused.
+
+    Attributes:
+        update: the model's names, dtypes and shapes.
+        metrics: the names that the task knows.
+        private: whether the run has patient-level privacy: no exact figure comes with training.
+        tally: length of the task's tally, where metrics come as noisy sums; else 0.
+    """
+
+    update: Shape
+    metrics: frozenset[str]
+    private: bool = False
+    tally: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Names, dtypes and shapes that a model or an update must have."""
+
+    entries: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> Shape:
+        return cls({name: (str(array.dtype), array.shape) for name, array in arrays.items()})
+
+    def largest_blob(self) -> int:
+        """Bytes that a blob of this shape can take at most."""
+        sizes = (
+            np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.entries.values()
+        )
+        return sum(sizes) + _HEADER_ALLOWANCE
+
+    def check(self, arrays: Arrays) -> None:
+        """Raises:
+        WireError: other names, dtypes or shapes than these, or a value that is not finite.
+        """
+        if arrays.keys() != self.entries.keys():
+            raise WireError(Reason.WRONG_NAMES)
+        for name, (dtype, shape) in self.entries.items():
+            array = arrays[name]
+            if str(array.dtype) != dtype:
+                raise WireError(Reason.WRONG_DTYPE)
+            if array.shape != shape:
+                raise WireError(Reason.WRONG_SHAPE)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise WireError(Reason.NOT_FINITE)
