@@ -146,6 +146,38 @@ class PatientDP(Closed):
         return self
 
 
+class Codec(Closed):
+    """How an update becomes few bytes, in this order; `federation.codec` has the stages.
+
+    exchange (which parameters travel) → sparsify (which of their values) → quantise → pack → zstd.
+    """
+
+    exchange: Component = Component(name="all")
+    sparsify: Component | None = Field(default=None, description="none: all values travel")
+    quantise: Component | None = Field(default=None, description="none: as float32")
+    error_feedback: bool = Field(
+        default=True, description="what a round's update lost is added to the next, at the hospital"
+    )
+    down: Literal["full", "differences"] = Field(
+        default="differences",
+        description="differences: a hospital that holds the last model gets what changed, quantised",
+    )
+    down_bits: int = Field(default=8, ge=4, le=16, description="of a difference's values")
+    zstd_level: int = Field(default=3, ge=1, le=19)
+
+
+class SecureAggregation(Closed):
+    """Sums that the coordinator cannot take apart; see `federation.secure_aggregation`."""
+
+    name: Literal["masks", "ckks"]
+    least: int = Field(
+        default=3, ge=2, le=1000, description="fewest hospitals whose sum may be opened"
+    )
+    release: Literal["hospitals", "coordinator"] = Field(
+        default="hospitals", description="of ckks: who holds the final model"
+    )
+
+
 class Experiment(Closed):
     """All that decides what a run computes. Where things lie on a disk is not part of it."""
 
@@ -159,6 +191,8 @@ class Experiment(Closed):
     participation: Participation
     evaluation: Evaluation = Evaluation()
     privacy: PatientDP | None = None
+    codec: Codec | None = None
+    secure_aggregation: SecureAggregation | None = None
 
     @model_validator(mode="after")
     def _enough_hospitals(self) -> Self:

@@ -1,1 +1,1 @@
-"""The coordinator: rounds, strategies, state and report. Never imports the hospital's side."""
+"""The coordinator: rounds, state and report. Never imports the hospital's side."""

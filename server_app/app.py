@@ -10,12 +10,12 @@ from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from federation import models, tasks
+from federation import models, strategies, tasks
 from federation.messages import Arrays
 from federation.pace import hurry_flower
 from federation.schema import ConfigError, Experiment
 from federation.tasks import Task
-from server_app import strategies, tallies
+from server_app import tallies
 from server_app.exchange import Exchange, TooFewHospitals
 from server_app.home import HOME_VARIABLE, Home
 from server_app.rounds import Conductor

@@ -105,8 +105,8 @@ def _refuse_unknown(overrides: Sequence[str], configs: Path) -> None:
 
 def _check_components(checked: Experiment) -> None:
     # Imported late: torch and MONAI take seconds, and an experiment with a misspelt key needs neither.
-    from federation import models, tasks
-    from server_app import strategies, tallies
+    from federation import models, strategies, tasks
+    from server_app import tallies
 
     strategies.build(checked)
     task = tasks.build(checked.task)

@@ -11,12 +11,12 @@ import numpy as np
 
 from federation.messages import Arrays, Evaluated, Reason, Request, Spent, Tallied, Trained
 from federation.schema import Experiment
+from federation.strategies import Strategy
 from federation.tasks import Tally
 from server_app import averaging, tallies
 from server_app.exchange import Exchange, Outcome, TooFewHospitals
 from server_app.lodgings import Lodgings, agrees
 from server_app.state import Checkpoint, RunFolder, now
-from server_app.strategies import Strategy
 
 
 @dataclass(frozen=True)

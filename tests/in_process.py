@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from numpy.typing import NDArray
 
-from federation import wire
+from federation import strategies, wire
 from federation.messages import (
     Answer,
     Arrays,
@@ -42,7 +42,6 @@ from federation.messages import (
 from federation.roster import Member, Roster
 from federation.schema import Experiment, parse
 from federation.tasks import Tally
-from server_app import strategies
 from server_app.exchange import Exchange
 from server_app.lodgings import Lodgings
 from server_app.rounds import Conductor

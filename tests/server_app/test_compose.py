@@ -126,7 +126,7 @@ def test_a_strategy_is_one_file_and_one_config(
 
     import numpy as np
 
-    from server_app import strategies
+    from federation import strategies
 
     code = tmp_path / "code"
     code.mkdir()

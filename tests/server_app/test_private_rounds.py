@@ -16,10 +16,10 @@ from flwr.app import RecordDict
 from federation import messages, wire
 from federation.messages import Answer, Lodged, Reason, Request
 from federation.schema import ConfigError, Experiment
+from federation.strategies import Strategy
 from server_app.exchange import TooFewHospitals
 from server_app.lodgings import Lodgings
 from server_app.state import Checkpoint, RunFolder
-from server_app.strategies import Strategy
 from tests.in_process import (
     PRIVATE,
     SHARE,
@@ -396,7 +396,7 @@ def test_the_strategy_remembers_its_own_and_does_not_see_the_mean(
         given.append(set(state))
         return {n: w + update[n] for n, w in model.items()}, {"mine": np.ones(1)}
 
-    monkeypatch.setattr("server_app.strategies.build", lambda _: Strategy("spy", step))
+    monkeypatch.setattr("federation.strategies.build", lambda _: Strategy("spy", step))
     grid = InProcessGrid([Node("a", private(1.0)), Node("b", private(3.0))])
     conductor(grid, new_run(tmp_path, planned(3, privacy={"ema": 0.9}))).conduct(FIRST)
     assert given == [set(), {"mine"}, {"mine"}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from federation.messages import Arrays
-from server_app.strategies._adaptive import Array, Options, adaptive_step
+from federation.strategies._adaptive import Array, Options, adaptive_step
 
 
 def step(options: Options, model: Arrays, update: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:

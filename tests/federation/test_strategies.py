@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
+from federation import strategies
 from federation.schema import ConfigError, Experiment, parse
-from server_app import strategies
 from server_app.compose import choices
 from tests.federation.test_schema import EXPERIMENT
 

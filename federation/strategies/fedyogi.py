@@ -1,14 +1,16 @@
-"""FedAdam: v ← β₂·v + (1 − β₂)·Δ² (Reddi et al. 2021, algorithm 2)."""
+"""FedYogi: v ← v − (1 − β₂)·Δ²·sign(v − Δ²) (Reddi et al. 2021, algorithm 2)."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from federation.messages import Arrays
-from server_app.strategies._adaptive import Array, Options, adaptive_step
+from federation.strategies._adaptive import Array, Options, adaptive_step
 
 
 def step(options: Options, model: Arrays, update: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
     def second_moment(v: Array, squared: Array) -> Array:
-        moment: Array = options.beta_2 * v + (1 - options.beta_2) * squared
+        moment: Array = v - (1 - options.beta_2) * squared * np.sign(v - squared)
         return moment
 
     return adaptive_step(options, model, update, state, second_moment)

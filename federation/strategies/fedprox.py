@@ -6,7 +6,7 @@ configs/strategy/fedprox.yaml sets; this file refuses an experiment without it.
 from __future__ import annotations
 
 from federation.schema import ConfigError, Experiment
-from server_app.strategies.fedavg import Options, step
+from federation.strategies.fedavg import Options, step
 
 __all__ = ["Options", "check", "step"]
 
