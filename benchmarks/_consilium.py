@@ -129,7 +129,7 @@ def _site(home: Home, folder: Path, name: str, shift: int) -> Path:
     place = folder / name
     subprocess.run(
         [_program("hospital"), "phantom", "--task", "chest_xray", "--patients", str(_PATIENTS),
-         "--out", str(place / "phantoms"), "--shift", str(shift)],
+         "--out", str(place / "phantoms"), "--site", str(shift)],
         env={**os.environ, **QUIET}, check=True, stdout=subprocess.DEVNULL, timeout=300,
     )  # fmt: skip
     content = {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from client_app import identity
 from federation.processes import free_port
+from federation.public_identity import SUFFIX
 from server_app.home import Federation, Home
 from server_app.provision import provision
 
@@ -43,9 +46,21 @@ class Measured:
 
 
 def make_home(folder: Path, hospitals: Sequence[str] = HOSPITALS) -> Home:
-    """A provisioned coordinator's folder whose SuperLink will listen on a free port."""
-    home = Home(folder)
-    provision(
-        Federation(name="bench", host=LOOPBACK, port=free_port(), hospitals=list(hospitals)), home
-    )
+    """A provisioned coordinator's folder whose SuperLink will listen on a free port.
+
+    Beside it each hospital has a folder with its keys, in NAME/state.
+    """
+    home, sent = Home(folder), folder.parent / "identities"
+    sent.mkdir(parents=True)
+    for name in hospitals:
+        identity.create(folder.parent / name / "state", name)
+        half = f"{name}{SUFFIX}"
+        shutil.copy(identity.folder_of(folder.parent / name / "state") / half, sent / half)
+    content = Federation(name="bench", host=LOOPBACK, port=free_port(), hospitals=list(hospitals))
+    provision(content, home, sent)
     return home
+
+
+def node_key(home: Home, hospital: str) -> Path:
+    """By which this hospital's SuperNode logs in."""
+    return identity.folder_of(home.path.parent / hospital / "state") / "node.key"

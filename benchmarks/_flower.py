@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from _federation import HOSPITALS, LOOPBACK, Measured, make_home
+from _federation import HOSPITALS, LOOPBACK, Measured, make_home, node_key
 from _processes import QUIET, BenchmarkFailed, Processes
 
 from federation.processes import free_port, listens
@@ -185,7 +185,7 @@ def _start_hospital(
         _program("flower-supernode"),
         "--superlink", f"{LOOPBACK}:{home.federation().port}",
         "--root-certificates", str(home.ca_certificate),
-        "--auth-supernode-private-key", str(home.kit(name) / "node.key"),
+        "--auth-supernode-private-key", str(node_key(home, name)),
         "--isolation", "process",
         "--superexec-auth-secret-file", str(home.superexec_secret),
         "--host", LOOPBACK, "--port", runtime.rpartition(":")[2],

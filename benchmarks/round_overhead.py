@@ -32,8 +32,7 @@ from _processes import BenchmarkFailed
 from rich.console import Console
 from rich.table import Table
 
-from federation import tasks
-from server_app.app import initial_model
+from federation import models, tasks
 
 _TINY = 30_000  # parameters
 _ROLES = (
@@ -93,8 +92,8 @@ def _compare(name: str, parameters: int, arguments: argparse.Namespace) -> Compa
 def _shapes(parameters: int, rounds: int) -> list[tuple[int, ...]]:
     """Shapes of our model's arrays, which stock Flower exchanges too."""
     experiment = _consilium.experiment(parameters, rounds)
-    arrays, _ = initial_model(experiment, tasks.build(experiment.task))
-    return [array.shape for array in arrays.values()]
+    network = models.build(experiment.model, tasks.build(experiment.task), seed=experiment.seed)
+    return [array.shape for array in models.arrays_of(network).values()]
 
 
 def _print(comparison: Comparison, console: Console) -> None:

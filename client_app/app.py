@@ -13,18 +13,21 @@ import warnings
 from datetime import datetime
 from logging import CRITICAL, NullHandler, getLogger
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.audit import Audit
-from client_app.outbox import Outbox, describe, last_resort
+from client_app.outbox import Outbox, SecureSum, describe, last_resort
 from client_app.policy import Refused, allow, require_round
 from client_app.site import SITE_VARIABLE, Site, read_site
 from federation import wire
-from federation.messages import Reason, Request, WireError
+from federation.messages import Phase, Reason, Request, WireError
 from federation.schema import ConfigError, Experiment, Training
+
+if TYPE_CHECKING:  # it imports torch
+    from client_app.received import Asked
 
 app = ClientApp()
 
@@ -94,15 +97,30 @@ def _work(
     from client_app.received import Asked
 
     asked = Asked(request, experiment, training, site, model, audit_head, began)
-    if experiment.privacy is None:
+    if experiment.secure_aggregation is None:
+        if request.phase is not Phase.WORK:
+            raise Refused(Reason.BAD_EXPERIMENT)
+        return _train_and_evaluate(asked, outbox, None)
+    from client_app.masked_sum import MaskedSum
+
+    with MaskedSum.under_way(asked) as secure:
+        if request.phase is not Phase.WORK:
+            return outbox.letter(request, secure.reply())
+        secure.begin_work()
+        return _train_and_evaluate(asked, outbox, secure)
+
+
+def _train_and_evaluate(asked: Asked, outbox: Outbox, secure: SecureSum | None) -> RecordDict:
+    site, privacy = asked.site, asked.experiment.privacy
+    if privacy is None:
         from client_app.plain_round import serve_plain
 
-        return serve_plain(asked, outbox)
+        return serve_plain(asked, outbox, secure)
     if site.privacy is None:
         raise Refused(Reason.NO_LEDGER)
     from client_app.private_round import serve_private
 
-    return serve_private(asked, experiment.privacy, site.privacy, outbox)
+    return serve_private(asked, privacy, site.privacy, outbox, secure)
 
 
 def _reason(error: Exception) -> Reason:

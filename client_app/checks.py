@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from client_app import identity
 from client_app.imaging.cohort import Cohort
 from client_app.imaging.image import Case
 from client_app.imaging.layouts import open_layout
@@ -38,7 +39,8 @@ _LEAST_FREE = 2 * 1024**3  # bytes
 def run_checks(site: Site, task: str | None, held_out: float, console: Console) -> bool:
     """Print a line for each check; whether all passed."""
     checks: list[tuple[str, Callable[[], str]]] = [
-        ("kit and roster", lambda: _kit(read_kit(site))),
+        ("kit and roster", lambda: _roster(read_kit(site))),
+        ("own keys", lambda: _keys(site)),
         ("authority's certificate", lambda: _certificate(read_kit(site))),
         ("coordinator reached over TLS", lambda: _connection(read_kit(site))),
         ("device", lambda: str(pick_device(site.device))),
@@ -65,11 +67,24 @@ def _plain(text: object) -> str:
     return escape(printable(text))
 
 
-def _kit(kit: Kit) -> str:
-    names = kit.roster().names()
-    if kit.hospital not in names:
-        raise ConfigError(f"{kit.hospital} is not on the roster ({', '.join(names)})")
-    return f"{kit.hospital} in federation {kit.federation} with {len(names)} hospitals"
+def _roster(kit: Kit) -> str:
+    pinned = kit.pin()
+    said = (
+        f"{kit.hospital} in federation {kit.federation} with {len(pinned.members)} hospitals, "
+        f"version {pinned.version}; their fingerprints: hospital roster show"
+    )
+    if kit.shipped().version > pinned.version:
+        said += f". The kit has a newer one: hospital roster accept {kit.path / 'roster.json'}"
+    return said
+
+
+def _keys(site: Site) -> str:
+    own = identity.load(site)
+    named = own.roster.member(site.hospital)
+    waiting = len(identity.public_halves(site)) > 1
+    return f"as the roster names them, {named.fingerprint() if named else ''}" + (
+        ". New ones wait for a roster that names them" if waiting else ""
+    )
 
 
 def _certificate(kit: Kit) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console
 from client_app.audit.commands import app as audit_commands
 from client_app.budget.commands import app as ledger_commands
 from client_app.kit import read_kit
+from client_app.membership import identity_app, roster_app
 from client_app.site import SITE_VARIABLE, read_site
 from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
@@ -24,6 +25,8 @@ from federation.schema import ConfigError
 app = typer.Typer(**options("A hospital of a federation."))
 app.add_typer(audit_commands, name="audit")
 app.add_typer(ledger_commands, name="ledger")
+app.add_typer(identity_app, name="identity")
+app.add_typer(roster_app, name="roster")
 console = Console()
 
 SiteOption = Annotated[
@@ -61,13 +64,18 @@ def start(site: SiteOption = DEFAULT_SITE) -> None:
 
     Example: hospital start --site site.yaml
     """
+    from client_app import identity
     from client_app.services import serve
 
     content = read_site(site)
     kit = read_kit(content)
-    kit.roster()
-    console.print(f"{kit.hospital} serves {kit.federation} at {kit.superlink}; Ctrl-C ends")
-    serve(content, site, kit)
+    identity.settle(content, kit.pin())
+    own = identity.load(content)
+    console.print(
+        f"{kit.hospital} serves {kit.federation} at {kit.superlink}, roster version "
+        f"{own.roster.version}; Ctrl-C ends"
+    )
+    serve(content, site, kit, own)
 
 
 @app.command()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from flwr.app import RecordDict
@@ -20,13 +22,42 @@ from client_app import code_approval
 from client_app.audit import Audit
 from client_app.policy import Refused
 from federation import wire
-from federation.messages import Answer, Evaluated, Reason, Request, Shape, Spent, Tallied, Trained
+from federation.messages import (
+    Answer,
+    Evaluated,
+    Protected,
+    Reason,
+    Request,
+    Shape,
+    Spent,
+    Tallied,
+    Trained,
+)
 from federation.privacy.accounting import Mechanism
 from federation.schema import PatientDP
+
+if TYPE_CHECKING:  # it imports torch, and a refusal needs none
+    from client_app.received import Received
+
+Keep = Callable[[RecordDict], None]
 
 
 class Unfit(ValueError):
     """Something that may not leave; a fault of ours, not of the data."""
+
+
+class Protection(Protocol):
+    """What is done to an answer on its way out: the codec, and masks that nobody can read under."""
+
+    def protect(self, answer: Answer) -> Answer:
+        """The answer as it leaves."""
+
+
+class SecureSum(Protocol):
+    """A sum under way, of which this hospital's answer is to be a part."""
+
+    def of(self, received: Received) -> Protection:
+        """What protects the answer to the request."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +87,8 @@ class Outbox:
             round=request.round,
             evaluate=request.evaluate,
             train=request.train,
+            phase=request.phase.value,
+            letter=_sha256(request.letter) if request.letter else None,
             experiment=experiment_sha256,
             bytes=len(model),
             sha256=_sha256(model),
@@ -85,12 +118,15 @@ class Outbox:
         evaluated: Evaluated | None,
         shape: Shape,
         metrics: frozenset[str],
+        keep: Keep = lambda content: None,
+        protection: Protection | None = None,
     ) -> RecordDict:
         """The answer to a request of a run without privacy.
 
         Args:
             shape: what the update has to be: the global model's names, dtypes and shapes.
             metrics: the names that the task declares.
+            keep: given the answer before the codec and whatever protects it.
 
         Raises:
             WireError: the update is not of that shape or not finite.
@@ -100,7 +136,8 @@ class Outbox:
             shape.check(trained.update)
             _check_numbers([trained.loss, trained.seconds, trained.examples])
         _check_metrics(evaluated, metrics)
-        return self._send(request, Answer(request.round, trained=trained, evaluated=evaluated))
+        answer = Answer(request.round, trained=trained, evaluated=evaluated)
+        return self._send(request, answer, keep, protection)
 
     def private_answer(
         self,
@@ -114,6 +151,8 @@ class Outbox:
         shape: Shape,
         parameters: frozenset[str],
         metrics: frozenset[str],
+        keep: Keep = lambda content: None,
+        protection: Protection | None = None,
     ) -> RecordDict:
         """The answer to a request of a private run: its fields and its size depend on no patient.
 
@@ -137,17 +176,20 @@ class Outbox:
         if tallied is not None and privacy.metrics != "noisy":
             raise Unfit("sums that were not charged")
         _check_metrics(evaluated, metrics)
-        return self._send(
-            request,
-            Answer(
-                request.round, trained=trained, evaluated=evaluated, tallied=tallied, spent=spent
-            ),
+        answer = Answer(
+            request.round, trained=trained, evaluated=evaluated, tallied=tallied, spent=spent
         )
+        return self._send(request, answer, keep, protection)
 
-    def repeat(self, request: Request, records: RecordDict) -> RecordDict:
+    def repeat(
+        self, request: Request, answer: Answer, protection: Protection | None = None
+    ) -> RecordDict:
         """The bytes that the same request got before."""
-        self._record("repeat", request, records)
-        return records
+        return self._leave("repeat", request, answer, protection)
+
+    def letter(self, request: Request, letter: bytes) -> RecordDict:
+        """Keys, shares or signatures of a secure sum."""
+        return self._leave("letter", request, Answer(request.round, protected=Protected(letter)))
 
     def refusal(self, request: Request | None, reason: Reason) -> RecordDict:
         """A reason, and nothing else."""
@@ -159,20 +201,35 @@ class Outbox:
         )
         return wire.answer_to_records(Answer(round=request.round if request else 0, refused=reason))
 
-    def _send(self, request: Request, answer: Answer) -> RecordDict:
+    def _send(
+        self, request: Request, answer: Answer, keep: Keep, protection: Protection | None
+    ) -> RecordDict:
+        keep(wire.answer_to_records(answer))
+        return self._leave("answer", request, answer, protection)
+
+    def _leave(
+        self, event: str, request: Request, answer: Answer, protection: Protection | None = None
+    ) -> RecordDict:
+        """Write down what leaves; under masks no figure of this hospital's stands beside it."""
+        if protection is not None:
+            answer = protection.protect(answer)
         records = wire.answer_to_records(answer)
-        self._record("answer", request, records)
+        self._record(event, request, records)
         return records
 
     def _record(self, event: str, request: Request, records: RecordDict) -> None:
         blob = wire.blob(records)
-        numbers = {k: v for k, v in records.config_records["head"].items() if k != "blob"}
+        head = records.config_records["head"]
+        numbers = {k: v for k, v in head.items() if not isinstance(v, bytes)}
+        letter = head.get("letter")
         self.audit.append(
             event,
             run=request.run,
             round=request.round,
+            phase=request.phase.value,
             bytes=len(blob),
             sha256=_sha256(blob) if blob else None,
+            letter=_sha256(letter) if isinstance(letter, bytes) else None,
             numbers=numbers,
         )
 

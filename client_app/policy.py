@@ -40,8 +40,11 @@ def allow(site: Site, experiment: Experiment, at: time) -> Training:
         raise Refused(Reason.REFUSED_EXPERIMENT)
     if policy.most_rounds is not None and experiment.rounds > policy.most_rounds:
         raise Refused(Reason.REFUSED_ROUNDS)
-    if policy.secure_aggregation == "required":
-        raise Refused(Reason.SECURE_AGGREGATION_REQUIRED)  # no run has it yet
+    secure = experiment.secure_aggregation
+    if policy.secure_aggregation == "required" and secure is None:
+        raise Refused(Reason.SECURE_AGGREGATION_REQUIRED)
+    if secure is not None and secure.least < policy.least_hospitals:
+        raise Refused(Reason.TOO_FEW_HOSPITALS)
     if experiment.privacy is not None:
         return _allow_private(policy, site.privacy, experiment.privacy, experiment.training)
     if site.privacy is not None:

@@ -13,13 +13,22 @@ from itertools import groupby
 
 from flwr.app import RecordDict
 
-from client_app.answers import Answers, digest
+from client_app.answers import place
 from client_app.imaging.pseudonym import open_key
 from client_app.ledger import Ledger, LedgerError, budget_of, cohort_id, file_of
-from client_app.outbox import Outbox
+from client_app.outbox import Outbox, SecureSum
 from client_app.patients import Patients, find_patients, load_patients
 from client_app.policy import Refused
-from client_app.received import Asked, Received, learning_rate, local_seed, receive, update_of
+from client_app.received import (
+    Asked,
+    Encoding,
+    Received,
+    learning_rate,
+    local_seed,
+    receive,
+    trainable,
+    update_of,
+)
 from client_app.site import Privacy
 from client_app.training import loop, private
 from client_app.training.device import feeding_processes
@@ -34,23 +43,35 @@ class FailedAfterCharge(Exception):
     """Something went wrong with the patients' images at hand; its cause stays here."""
 
 
-def serve_private(asked: Asked, privacy: PatientDP, promise: Privacy, outbox: Outbox) -> RecordDict:
-    """The answer to a private request; the same request gets the same bytes again.
+def serve_private(
+    asked: Asked,
+    privacy: PatientDP,
+    promise: Privacy,
+    outbox: Outbox,
+    secure: SecureSum | None = None,
+) -> RecordDict:
+    """The answer to a private request; the same request gets the same work again.
+
+    What the codec does comes after the noise. So does its error feedback: what it adds is what earlier
+    updates, which had their noise, lost in the codec; it asks nothing of the patients' data.
+
+    Args:
+        secure: of a run whose updates are summed in secret.
 
     Raises:
         Refused: the ledger cannot or may not pay for it.
         FailedAfterCharge: it was paid for, and there is no answer.
     """
-    request, site = asked.request, asked.site
-    answers = Answers(site.state / "answers")
-    identity = digest(request, asked.experiment.sha256(), asked.model)
-    sent = answers.find(identity)
-    if sent is not None:
-        return outbox.repeat(request, sent)
+    request = asked.request
     received = receive(asked)
+    kept = place(asked, received)
+    protection = Encoding(asked, received) if secure is None else secure.of(received)
+    sent = kept.find()
+    if sent is not None:
+        return outbox.repeat(request, sent, protection)
     fit.require_private(received.network, received.task, privacy)
     evaluated = _on_public_images(asked, received, privacy, promise)
-    spent = _charge(asked, privacy, promise, identity, outbox)
+    spent = _charge(asked, privacy, promise, kept.identity, outbox)
     try:
         tallied, trained = _touch_patients(asked, received, privacy, promise)
         records = outbox.private_answer(
@@ -63,8 +84,9 @@ def serve_private(asked: Asked, privacy: PatientDP, promise: Privacy, outbox: Ou
             shape=received.shape,
             parameters=frozenset(name for name, _ in received.network.named_parameters()),
             metrics=frozenset(received.task.metrics),
+            keep=kept.keep,
+            protection=protection,
         )
-        answers.keep(identity, records)
     except Exception as error:
         raise FailedAfterCharge from error
     finally:
@@ -124,19 +146,20 @@ def _touch_patients(
             noise_multiplier=privacy.metrics_noise_multiplier,
         )
     if asked.request.train:
-        private.train(
-            received.network,
-            received.task,
-            patients.training,
-            _by_patient(patients),
-            asked.training,
-            privacy,
-            device=received.device,
-            seed=local_seed(asked),
-            learning_rate=learning_rate(asked),
-            public_size=promise.patients,
-            workers=feeding_processes(received.device, asked.site.workers),
-        )
+        with trainable(asked, received):
+            private.train(
+                received.network,
+                received.task,
+                patients.training,
+                _by_patient(patients),
+                asked.training,
+                privacy,
+                device=received.device,
+                seed=local_seed(asked),
+                learning_rate=learning_rate(asked),
+                public_size=promise.patients,
+                workers=feeding_processes(received.device, asked.site.workers),
+            )
         trained = Trained(update=update_of(received), patients=promise.patients)
     return tallied, trained
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
+from client_app.held_model import HeldModel
 from client_app.policy import Refused
+from client_app.residual import Residual
 from client_app.site import Site
 from client_app.training.device import pick_device
 from federation import models, tasks, wire
-from federation.messages import Arrays, Reason, Request, Shape
+from federation.codec.chain import Chain, build
+from federation.messages import Answer, Arrays, Reason, Request, Shape, Trained, WireError
 from federation.schema import ConfigError, Experiment, Training
 from federation.tasks import Task
 
@@ -22,7 +28,7 @@ class Asked:
 
     Attributes:
         training: what policy left of the experiment's.
-        model: the blob that came.
+        blob: that came with the request: the model, or what changed in it.
         audit_head: of the audit log, this request included; a charge is tied to it.
         began: `time.monotonic` when the request was there.
     """
@@ -31,20 +37,27 @@ class Asked:
     experiment: Experiment
     training: Training
     site: Site
-    model: bytes
+    blob: bytes
     audit_head: str
     began: float
 
 
 @dataclass(frozen=True)
 class Received:
-    """The model that came: its arrays, and the network that holds them."""
+    """The model that came: its arrays, and the network that holds them.
+
+    Attributes:
+        packed: the whole model as `federation.wire.pack` writes it, whichever way it came.
+        chain: how the update travels; None: as arrays.
+    """
 
     task: Task
     network: nn.Module
     arrays: Arrays
+    packed: bytes
     shape: Shape
     device: torch.device
+    chain: Chain | None
 
 
 def receive(asked: Asked) -> Received:
@@ -52,8 +65,9 @@ def receive(asked: Asked) -> Received:
 
     Raises:
         ConfigError: a task or model that is not known, or does not fit.
-        WireError: not the arrays that the experiment's model has.
-        Refused: the site names a processor that is not here.
+        WireError: not the arrays that the experiment's model has, or scales that are none.
+        Refused: the site names a processor that is not here, or what came is the difference to a model
+            that is not held here.
     """
     experiment, site = asked.experiment, asked.site
     if site.threads is not None:
@@ -64,20 +78,26 @@ def receive(asked: Asked) -> Received:
     except ConfigError as error:
         raise Refused(Reason.BAD_SITE) from error
     network = models.build(experiment.model, task, seed=experiment.seed)
-    shape = Shape.of(arrays_of(network))
-    arrays = wire.unpack(asked.model, shape)
+    shape = Shape.of(models.arrays_of(network))
+    packed = asked.blob
+    if experiment.codec is not None and experiment.codec.down == "differences":
+        packed = HeldModel.of(site.state, asked.request.run).whole(asked.request, packed, shape)
+    elif asked.request.base is not None:
+        raise WireError(Reason.MALFORMED)
+    arrays = wire.unpack(packed, shape)
     network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
-    return Received(task, network.to(device), arrays, shape, device)
-
-
-def arrays_of(network: nn.Module) -> Arrays:
-    """All that a model is, on the CPU: parameters and buffers."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
+    chain = None
+    if experiment.codec is not None:
+        chain = build(experiment.codec, network, seed=experiment.seed)
+        if asked.request.train:
+            # refused before there is work, or a charge
+            chain.scales_from_bytes(asked.request.scales)
+    return Received(task, network.to(device), arrays, packed, shape, device, chain)
 
 
 def update_of(received: Received) -> Arrays:
     """What training changed: the network as it is minus the model as it came."""
-    local = arrays_of(received.network)
+    local = models.arrays_of(received.network)
     return {name: local[name] - array for name, array in received.arrays.items()}
 
 
@@ -91,3 +111,53 @@ def learning_rate(asked: Asked) -> float:
     """Of this round; rounds count from 1."""
     training = asked.training
     return float(training.learning_rate * training.learning_rate_decay ** (asked.request.round - 1))
+
+
+@contextmanager
+def trainable(asked: Asked, received: Received) -> Iterator[None]:
+    """What of the network may change while it is trained: all, or what the codec exchanges."""
+    if received.chain is None:
+        yield
+        return
+    with received.chain.restrict(received.network, round=asked.request.round):
+        yield
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What is done to every answer's update on its way out: the experiment's codec, if there is one."""
+
+    asked: Asked
+    received: Received
+
+    def protect(self, answer: Answer) -> Answer:
+        """Raises WireError: an update that is not finite."""
+        if answer.trained is None or self.received.chain is None:
+            return answer
+        return replace(answer, trained=encode(self.asked, self.received, answer.trained))
+
+
+def encode(asked: Asked, received: Received, trained: Trained, share: float = 1.0) -> Trained:
+    """The training with its update as the codec writes it; the same again for the same training.
+
+    Args:
+        share: the update's weight in a sum, at most 1; error feedback is kept without it.
+
+    Raises:
+        WireError: scales that are none, or an update that is not finite.
+    """
+    chain, request = received.chain, asked.request
+    if chain is None:
+        raise ValueError("an experiment without a codec")
+    left = Residual.of(asked.site.state, request.run)
+    before = left.before(request.round) if chain.codec.error_feedback else None
+    encoded = chain.encode(
+        {name: (array * share).astype(array.dtype) for name, array in trained.update.items()},
+        None if before is None else before * np.float32(share),
+        chain.scales_from_bytes(request.scales),
+        round=request.round,
+        seed=local_seed(asked),
+    )
+    if encoded.residual is not None:
+        left.keep(request.round, encoded.residual / np.float32(share))
+    return replace(trained, encoded=chain.to_bytes(encoded, round=request.round))

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 from client_app.audit import Audit, AuditError
+from client_app.identity import Identity
 from client_app.kit import Kit
 from client_app.site import SITE_VARIABLE, Site
 from federation.processes import Child, Supervisor, free_port
 from federation.schema import ConfigError
 
 
-def serve(site: Site, site_file: Path, kit: Kit) -> None:
+def serve(site: Site, site_file: Path, kit: Kit, identity: Identity) -> None:
     """Run the hospital's processes until SIGINT or SIGTERM.
 
     Raises:
@@ -33,9 +34,8 @@ def serve(site: Site, site_file: Path, kit: Kit) -> None:
             file.write(secrets.token_hex(32))
         # On loopback and protected by the secret: only this machine's SuperExec can take tasks.
         runtime = f"127.0.0.1:{free_port()}"
-        Supervisor(
-            [_supernode(site, kit, runtime, secret), _superexec(site, site_file, runtime, secret)]
-        ).run()
+        supernode = _supernode(site, kit, identity, runtime, secret)
+        Supervisor([supernode, _superexec(site, site_file, runtime, secret)]).run()
 
 
 def _record_start(site: Site) -> None:
@@ -46,13 +46,13 @@ def _record_start(site: Site) -> None:
         raise ConfigError(str(error)) from None
 
 
-def _supernode(site: Site, kit: Kit, runtime: str, secret: Path) -> Child:
+def _supernode(site: Site, kit: Kit, identity: Identity, runtime: str, secret: Path) -> Child:
     host, _, port = runtime.rpartition(":")
     command = [
         sys.executable, "-m", "client_app.supernode",
         "--superlink", kit.superlink,
         "--root-certificates", str(kit.ca_certificate),
-        "--auth-supernode-private-key", str(kit.node_key),
+        "--auth-supernode-private-key", str(identity.node_key),
         "--isolation", "process",
         "--superexec-auth-secret-file", str(secret),
         "--host", host,

@@ -94,6 +94,9 @@ class Policy(Closed):
     secure_aggregation: Literal["optional", "required"] = Field(
         default="optional", description="required: no run whose coordinator could read an update"
     )
+    least_hospitals: int = Field(
+        default=3, ge=3, description="sums in secret that may be opened with fewer in them: refused"
+    )
     smallest_group: int = Field(
         default=1, ge=1, description="exact figures of fewer held-out patients do not leave"
     )

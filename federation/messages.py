@@ -92,12 +92,28 @@ class Lodged:
     head: str
 
 
+class Phase(StrEnum):
+    """Steps of a round. Without masks there is WORK alone; for theirs see `secure_aggregation.masks`."""
+
+    ADVERTISE = "advertise"
+    SHARE = "share"
+    WORK = "work"
+    SIGN = "sign"
+    OPEN = "open"
+
+
 @dataclass(frozen=True)
 class Request:
     """What the coordinator asks of a hospital in one exchange.
 
     The hospital evaluates the model that it receives (if `evaluate`), then trains it (if `train`);
     one exchange serves both, because each costs seconds on Flower's engine.
+
+    Attributes:
+        base: the model comes as a difference to the one after this round; None: as it is.
+        scales: int16 little-endian, one exponent a segment (`federation.codec`); empty without codec.
+        attempt: of the round's masks; 0 where their keys came with the round before.
+        letter: what the phase needs, as `federation.secure_aggregation` writes it.
     """
 
     run: str
@@ -105,6 +121,11 @@ class Request:
     evaluate: bool
     train: bool
     lodged: Lodged | None = None
+    base: int | None = None
+    scales: bytes = b""
+    phase: Phase = Phase.WORK
+    attempt: int = 0
+    letter: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -112,8 +133,10 @@ class Trained:
     """A hospital's training of one round: `update` is local model minus global model.
 
     Attributes:
+        update: empty as long as it is only there as `encoded`.
         patients: trained on; under patient-level privacy the public size that the hospital declares.
         examples, loss, seconds: None under patient-level privacy, since none of them has noise.
+        encoded: the update as the experiment's codec wrote it.
     """
 
     update: Arrays
@@ -121,6 +144,7 @@ class Trained:
     examples: int | None = None
     loss: float | None = None
     seconds: float | None = None
+    encoded: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +189,19 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Protected:
+    """A hospital's part in a secure sum: nothing in it can be read alone.
+
+    Attributes:
+        letter: keys, shares or signatures, see `federation.secure_aggregation`.
+        blob: its work under masks, or encrypted; empty in the phases without work.
+    """
+
+    letter: bytes
+    blob: bytes = b""
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a hospital sends back: its round's work, or a reason why there is none."""
 
@@ -173,6 +210,7 @@ class Answer:
     evaluated: Evaluated | None = None
     tallied: Tallied | None = None
     spent: Spent | None = None
+    protected: Protected | None = None
     refused: Reason | None = None
 
 
@@ -185,12 +223,17 @@ class Expected:
         metrics: the names that the task knows.
         private: whether the run has patient-level privacy: no exact figure comes with training.
         tally: length of the task's tally, where metrics come as noisy sums; else 0.
+        encoded: bytes that an update may have at most, where a codec wrote it.
+        protected: bytes that a part in a secure sum may have at most, where there is one: no other
+            figure comes with it.
     """
 
     update: Shape
     metrics: frozenset[str]
     private: bool = False
     tally: int = 0
+    encoded: int | None = None
+    protected: int | None = None
 
 
 @dataclass(frozen=True)

@@ -169,12 +169,9 @@ class Codec(Closed):
 class SecureAggregation(Closed):
     """Sums that the coordinator cannot take apart; see `federation.secure_aggregation`."""
 
-    name: Literal["masks", "ckks"]
+    name: Literal["masks"]
     least: int = Field(
-        default=3, ge=2, le=1000, description="fewest hospitals whose sum may be opened"
-    )
-    release: Literal["hospitals", "coordinator"] = Field(
-        default="hospitals", description="of ckks: who holds the final model"
+        default=3, ge=3, le=1000, description="fewest hospitals whose sum may be opened"
     )
 
 

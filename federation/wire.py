@@ -25,6 +25,8 @@ from federation.messages import (
     Evaluated,
     Expected,
     Lodged,
+    Phase,
+    Protected,
     Reason,
     Request,
     Shape,
@@ -112,13 +114,27 @@ def request_to_records(request: Request, model: bytes) -> RecordDict:
     fields: dict[str, Any] = {key: getattr(request, key) for key in _REQUEST}
     if request.lodged is not None:
         fields |= asdict(request.lodged)
+    if request.base is not None:
+        fields["base"] = request.base
+    if request.scales:
+        fields["scales"] = request.scales
+    if request.letter or request.phase is not Phase.WORK:
+        fields |= {"phase": request.phase.value, "attempt": request.attempt}
+        fields["letter"] = request.letter
     return _message(fields, model)
 
 
 def request_from_records(records: RecordDict) -> Request:
     """Raises WireError: not a request."""
     fields = {key: value for key, value in _head(records).items() if key != "blob"}
-    if set(fields) not in (set(_REQUEST), {*_REQUEST, *_LODGED}):
+    rest = set(fields) - set(_REQUEST)
+    for optional in (set(_LODGED), {"base"}, {"scales"}, set(_PHASE)):
+        if optional <= rest:
+            rest -= optional
+    if rest or not set(_REQUEST) <= set(fields):
+        raise WireError(Reason.MALFORMED)
+    phase = _typed(fields.get("phase", Phase.WORK.value), str)
+    if phase not in set(Phase):
         raise WireError(Reason.MALFORMED)
     return Request(
         run=_text(fields["run"]),
@@ -126,6 +142,11 @@ def request_from_records(records: RecordDict) -> Request:
         evaluate=_typed(fields["evaluate"], bool),
         train=_typed(fields["train"], bool),
         lodged=_lodged(fields) if "head" in fields else None,
+        base=_whole(fields["base"]) if "base" in fields else None,
+        scales=_bytes(fields.get("scales", b"")),
+        phase=Phase(phase),
+        attempt=_whole(fields.get("attempt", 0)),
+        letter=_bytes(fields.get("letter", b"")),
     )
 
 
@@ -133,6 +154,8 @@ def request_from_records(records: RecordDict) -> Request:
 
 _REQUEST = ("run", "round", "evaluate", "train")
 _LODGED = ("charges", "head")
+_PHASE = ("phase", "attempt", "letter")
+_LARGEST_LETTER = 4 << 20  # bytes: a thousand hospitals' keys, shares or signatures
 _TRAINED = {"patients", "blob"}
 _EXACT = {"examples", "loss", "seconds"}  # beside what private training says
 _EVALUATED = {"held_out_examples", "held_out_patients", "metrics", "values"}
@@ -149,7 +172,7 @@ def answer_to_records(answer: Answer) -> RecordDict:
     content = b""
     if answer.trained is not None:
         trained = answer.trained
-        content = pack(trained.update)
+        content = pack(trained.update) if trained.encoded is None else trained.encoded
         exact = {key: getattr(trained, key) for key in sorted(_EXACT)}
         fields |= {"patients": trained.patients}
         fields |= {key: value for key, value in exact.items() if value is not None}
@@ -166,6 +189,8 @@ def answer_to_records(answer: Answer) -> RecordDict:
     if answer.spent is not None:
         fields |= {key: getattr(answer.spent, key) for key in sorted(_SPENT - set(_LODGED))}
         fields |= asdict(answer.spent.lodged)
+    if answer.protected is not None:
+        fields["letter"], content = answer.protected.letter, answer.protected.blob
     return _message(fields, content)
 
 
@@ -187,15 +212,29 @@ def answer_from_records(records: RecordDict, request: Request, expected: Expecte
         return Answer(round=round_, refused=Reason(refused))
     if round_ != request.round:
         raise WireError(Reason.WRONG_ROUND)
+    if expected.protected is not None:
+        return _protected_answer(round_, fields, content, expected)
     if present not in _may_hold(request, expected):
         raise WireError(Reason.MALFORMED)
     return Answer(
         round=round_,
-        trained=_trained(fields, content, expected.update) if request.train else None,
+        trained=_trained(fields, content, expected) if request.train else None,
         evaluated=_evaluated(fields, expected.metrics) if present >= _EVALUATED else None,
         tallied=_tallied(fields, expected.tally) if present >= _TALLIED else None,
         spent=_spent(fields) if expected.private else None,
     )
+
+
+def _protected_answer(
+    round_: int, fields: dict[str, Any], content: bytes, expected: Expected
+) -> Answer:
+    spent = _SPENT if expected.private and expected.protected else set()
+    if set(fields) - {"round", "refused"} != {"letter"} | spent:
+        raise WireError(Reason.MALFORMED)
+    if len(content) > (expected.protected or 0):
+        raise WireError(Reason.TOO_LARGE)
+    protected = Protected(_bytes(fields["letter"]), content)
+    return Answer(round=round_, protected=protected, spent=_spent(fields) if spent else None)
 
 
 def _may_hold(request: Request, expected: Expected) -> list[set[str]]:
@@ -211,9 +250,13 @@ def _may_hold(request: Request, expected: Expected) -> list[set[str]]:
     return [always, always | _EVALUATED]
 
 
-def _trained(fields: dict[str, Any], content: bytes, shape: Shape) -> Trained:
+def _trained(fields: dict[str, Any], content: bytes, expected: Expected) -> Trained:
+    encoded = expected.encoded is not None
+    if encoded and len(content) > (expected.encoded or 0):
+        raise WireError(Reason.TOO_LARGE)
     return Trained(
-        update=unpack(content, shape),
+        update={} if encoded else unpack(content, expected.update),
+        encoded=content if encoded else None,
         patients=_count(fields["patients"]),
         examples=_count(fields["examples"]) if "examples" in fields else None,
         loss=_finite(fields["loss"]) if "loss" in fields else None,
@@ -279,6 +322,20 @@ def _text(value: object) -> str:
     if not 0 < len(text) <= 128 or not text.isprintable():
         raise WireError(Reason.MALFORMED)
     return text
+
+
+def _bytes(value: object) -> bytes:
+    content: bytes = _typed(value, bytes)
+    if len(content) > _LARGEST_LETTER:
+        raise WireError(Reason.TOO_LARGE)
+    return content
+
+
+def _whole(value: object) -> int:
+    number: int = _typed(value, int)
+    if not 0 <= number < 1 << 31:
+        raise WireError(Reason.MALFORMED)
+    return number
 
 
 def _count(value: object) -> int:

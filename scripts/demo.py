@@ -75,10 +75,8 @@ def demo(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with ExitStack() as running:
+            sites = [_hospital(state, composed, name, n, patients) for n, name in enumerate(names)]
             home = _federation(state, names)
-            sites = [
-                _hospital(state, home, composed, name, n, patients) for n, name in enumerate(names)
-            ]
             _samples(state, task)
             _start(running, state, home, task, names, sites)
             run = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -96,25 +94,28 @@ def demo(
 
 
 def _federation(state: Path, names: tuple[str, ...]) -> Home:
+    """Provision from the public halves that the hospitals made, and hand the kits over."""
     console.rule("a federation")
     file = state / "federation.yaml"
     content = {"name": "demo", "host": "127.0.0.1", "port": free_port(), "hospitals": list(names)}
     file.write_text(yaml.safe_dump(content))
     home = Home(state / "coordinator")
-    _command("coordinator", "provision", str(file), "--home", str(home.path))
+    _command(
+        "coordinator", "provision", str(file), "--identities", str(state / "identities"),
+        "--home", str(home.path),
+    )  # fmt: skip
+    for name in names:
+        shutil.copytree(home.kit(name), state / name / "kit")
     return home
 
 
-def _hospital(
-    state: Path, home: Home, experiment: Experiment, name: str, number: int, patients: int
-) -> Path:
-    """A hospital's folder with images, labels, kit, site configuration and, for its budget, a ledger."""
+def _hospital(state: Path, experiment: Experiment, name: str, number: int, patients: int) -> Path:
+    """A hospital's folder: images, labels, site configuration, keys and, for its budget, a ledger."""
     folder, task = state / name, experiment.task.name
     folder.mkdir()
     # sizes differ, and so do scanners, ages and how frequent the finding is (the phantom's --site)
     count = patients + (number % 3 - 1) * patients // 4
     data = _phantoms(task, folder / "data", count, site=number, seed=number)
-    shutil.move(home.kit(name), folder / "kit")
     site = yaml.safe_load((ROOT / f"configs/site/{task}.yaml").read_text())
     site |= {"hospital": name, "threads": 1, **data}
     if experiment.privacy is not None:
@@ -124,6 +125,10 @@ def _hospital(
             site["privacy"]["public"] = public["data"]
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(site))
+    _command(
+        "hospital", "identity", "create", "--site", str(path), "--out", str(state / "identities"),
+        quiet=True,
+    )  # fmt: skip
     if experiment.privacy is not None:
         _command("hospital", "ledger", "create", "--site", str(path))
     return path

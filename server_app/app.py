@@ -11,11 +11,11 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from federation import models, strategies, tasks
-from federation.messages import Arrays
 from federation.pace import hurry_flower
 from federation.schema import ConfigError, Experiment
-from federation.tasks import Task
-from server_app import tallies
+from server_app import aggregation, tallies
+from server_app.courier import Courier
+from server_app.descent import Descent
 from server_app.exchange import Exchange, TooFewHospitals
 from server_app.home import HOME_VARIABLE, Home
 from server_app.rounds import Conductor
@@ -51,34 +51,33 @@ def main(grid: Grid, context: Context) -> None:
 def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) -> None:
     task = tasks.build(experiment.task)
     strategy = strategies.build(experiment)
-    fresh, parameters = initial_model(experiment, task)
+    network = models.build(experiment.model, task, seed=experiment.seed)
     start = folder.load()
     if start is None:
+        fresh = {name: array.copy() for name, array in models.arrays_of(network).items()}
         start = Checkpoint(0, fresh, {})
         folder.save(start)
     folder.drop_metrics_after(start.round)
     folder.write_status("running", start.round, experiment.rounds)
     log(INFO, "run %s goes on from round %d of %d", folder.name, start.round, experiment.rounds)
     tally = tallies.of_experiment(experiment, task)
-    exchange = Exchange(
-        grid,
-        home.roster(),
-        experiment.participation,
-        frozenset(task.metrics),
-        private=experiment.privacy is not None,
-        tally=tally.size if tally else 0,
+    roster = home.roster()
+    descent = Descent(experiment.codec)
+    courier = Courier(
+        folder,
+        Exchange(grid, roster, experiment.participation),
+        descent,
+        home.lodgings if experiment.privacy is not None else None,
     )
     conductor = Conductor(
-        folder, experiment, strategy, exchange, parameters, task.headline, home.lodgings, tally
+        folder,
+        experiment,
+        strategy,
+        aggregation.build(experiment, courier, network, task),
+        descent,
+        tuple(experiment.participation.hospitals or roster.names()),
+        frozenset(name for name, _ in network.named_parameters()),
+        task.headline,
+        tally,
     )
     conductor.conduct(start)
-
-
-def initial_model(experiment: Experiment, task: Task) -> tuple[Arrays, frozenset[str]]:
-    """The untrained global model, drawn from the experiment's seed, and its parameters' names."""
-    network = models.build(experiment.model, task, seed=experiment.seed)
-    arrays = {
-        name: tensor.detach().cpu().numpy().copy(order="C")
-        for name, tensor in network.state_dict().items()
-    }
-    return arrays, frozenset(name for name, _ in network.named_parameters())

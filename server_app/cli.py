@@ -17,8 +17,11 @@ from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
 from server_app.home import HOME_VARIABLE, Home, read_federation
+from server_app.hospital_commands import app as hospital_commands
+from server_app.hospital_commands import show_members
 
 app = typer.Typer(**options("The coordinator of a federation."))
+app.add_typer(hospital_commands, name="hospital")
 console = Console()
 
 HomeOption = Annotated[
@@ -33,18 +36,28 @@ DEFAULT_HOME = Path("coordinator")
 @app.command()
 def provision(
     file: Annotated[Path, typer.Argument(help="federation.yaml: name, host, port, hospitals.")],
+    identities: Annotated[
+        Path, typer.Option(help="Folder with the NAME.identity.json that each hospital sent.")
+    ] = Path("identities"),
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Make the authority, the server's certificate, the roster, and a kit for each hospital.
+    """Make the authority, the server's certificate, the first roster, and a kit for each hospital.
 
-    Example: coordinator provision federation.yaml --home coordinator
+    Each hospital runs `hospital identity create` before, and sends the file that it makes.
+
+    Example: coordinator provision federation.yaml --identities identities --home coordinator
     """
     from server_app.provision import provision as make
 
-    made = make(read_federation(file), Home(home))
+    made = make(read_federation(file), Home(home), identities)
     console.print(f"federation [bold]{made.federation}[/] is in {home}")
-    for name in made.names():
-        console.print(f"  kit for {name}: {Home(home).kit(name)} (holds its private keys)")
+    show_members(made.members)
+    console.print(
+        "have each hospital read its fingerprint to you over the telephone, and compare, before it "
+        f"gets its kit from {Home(home).kits} (nothing in a kit is secret)",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command()

@@ -19,7 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from federation.schema import ConfigError, Experiment, nearest, parse
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-GROUPS = ("experiment", "model", "privacy", "strategy", "task")
+GROUPS = ("codec", "experiment", "model", "privacy", "secure_aggregation", "strategy", "task")
+CHAINS = ("codec",)  # groups of which several may be chosen: codec=[rand_k,int4]
+# What turns on a part that an experiment does not have by itself.
+_OPTIONAL = {
+    "privacy": "privacy=patient_dp",
+    "codec": "codec=int8",
+    "secure_aggregation": "secure_aggregation=masks",
+}
 
 
 def experiment(overrides: Sequence[str], *, configs: Path = CONFIGS) -> Experiment:
@@ -32,10 +39,11 @@ def experiment(overrides: Sequence[str], *, configs: Path = CONFIGS) -> Experime
         ConfigError: says which key or value is wrong and what would be right.
     """
     _refuse_unknown(overrides, configs)
-    _refuse_privacy_that_is_not_chosen(overrides, configs)
-    content, privacy = _composed(overrides, configs)
-    if privacy == "none":
-        content["privacy"] = None  # whatever a ready experiment says of it
+    _refuse_parts_that_are_not_chosen(overrides, configs)
+    content, choices = _composed(overrides, configs)
+    for part in _OPTIONAL:
+        if choices.get(part) == "none":
+            content[part] = None  # whatever a ready experiment says of it
     checked = parse(Experiment, content)
     if checked.privacy is not None:
         checked = _with_noise(checked)
@@ -48,26 +56,28 @@ def choices(group: str, *, configs: Path = CONFIGS) -> list[str]:
     return sorted(path.stem for path in (configs / group).glob("*.yaml"))
 
 
-def _composed(overrides: Sequence[str], configs: Path) -> tuple[dict[str, Any], str]:
-    """What Hydra makes of the overrides, and which choice of the group privacy is in it."""
+def _composed(overrides: Sequence[str], configs: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What Hydra makes of the overrides, and the choice of each group; a chain is not among them."""
     try:
         with initialize_config_dir(str(configs), version_base=None):
             composed = compose("experiment", overrides=list(overrides), return_hydra_config=True)
-        privacy: str = composed.hydra.runtime.choices.privacy
+        choices: dict[str, str] = dict(composed.hydra.runtime.choices)
         with open_dict(composed):
             del composed["hydra"]
         content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from None
-    return cast(dict[str, Any], content), privacy
+    return cast(dict[str, Any], content), choices
 
 
-def _refuse_privacy_that_is_not_chosen(overrides: Sequence[str], configs: Path) -> None:
-    own = [override for override in overrides if override.lstrip("+~").startswith("privacy.")]
-    if own and _composed([o for o in overrides if o not in own], configs)[1] == "none":
-        raise ConfigError(
-            f"{own[0]!r} says how, but this experiment has no privacy: add privacy=patient_dp"
-        )
+def _refuse_parts_that_are_not_chosen(overrides: Sequence[str], configs: Path) -> None:
+    for part, choice in _OPTIONAL.items():
+        own = [override for override in overrides if override.lstrip("+~").startswith(f"{part}.")]
+        rest = [override for override in overrides if override not in own]
+        if own and _composed(rest, configs)[1].get(part) == "none":
+            raise ConfigError(
+                f"{own[0]!r} says how, but this experiment has no {part}: add {choice}"
+            )
 
 
 def _with_noise(checked: Experiment) -> Experiment:
@@ -98,9 +108,33 @@ def _refuse_unknown(overrides: Sequence[str], configs: Path) -> None:
         first = key.split(".")[0].split("/")[0]
         if first not in top:
             raise ConfigError(f"unknown key {key!r}{nearest(first, top)}")
-        if key in GROUPS and value not in choices(key, configs=configs):
+        if key in CHAINS:
+            _refuse_chain(key, value, configs)
+        elif key in GROUPS and value not in choices(key, configs=configs):
             known = choices(key, configs=configs)
             raise ConfigError(f"there is no {key} {value!r}{nearest(value, known)}")
+
+
+def _refuse_chain(group: str, value: str, configs: Path) -> None:
+    """One choice, or several of which no two fill the same slot."""
+    whole = value.startswith("[") and value.endswith("]")
+    links = [link.strip() for link in (value[1:-1] if whole else value).split(",")]
+    if len(links) > 1 and not whole:
+        raise ConfigError(f"a chain stands in brackets: {group}=[{','.join(links)}]")
+    known = choices(group, configs=configs)
+    filled: dict[str, str] = {}
+    for link in links:
+        if link not in known:
+            raise ConfigError(f"there is no {group} {link!r}{nearest(link, known)}")
+        if link == "none" and whole:
+            raise ConfigError(f"{group}=none stands alone, not in {group}={value}")
+        for slot in map(str, OmegaConf.load(configs / group / f"{link}.yaml").keys()):
+            if slot in filled:
+                raise ConfigError(
+                    f"{group}={value}: {filled[slot]} and {link} both say {group}.{slot}: "
+                    "choose one of them"
+                )
+            filled[slot] = link
 
 
 def _check_components(checked: Experiment) -> None:
@@ -116,6 +150,25 @@ def _check_components(checked: Experiment) -> None:
 
         fit.require_private(network, task, checked.privacy)
         tallies.of_experiment(checked, task)
+    codec = None
+    if checked.codec is not None:
+        from federation.codec import chain
+
+        codec = chain.build(checked.codec, network, seed=checked.seed)
+    if checked.secure_aggregation is not None:
+        from federation.secure_aggregation.combinations import require_summable
+
+        require_summable(checked, codec)
+    _refuse_adapters_of_samples(checked)
+
+
+def _refuse_adapters_of_samples(checked: Experiment) -> None:
+    adapted = checked.codec is not None and checked.codec.exchange.name == "adapters"
+    if adapted and checked.privacy is not None and checked.privacy.engine == "per_sample":
+        raise ConfigError(
+            "codec.exchange=adapters: Opacus has no gradients of samples for adapters: use "
+            "privacy.engine=loop"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -74,12 +75,19 @@ class Control:
         self._call("ListNodes", ListNodesRequest())
 
     def register(self, members: tuple[Member, ...]) -> None:
-        """Let these hospitals' node keys in; those already known stay as they are."""
-        known = set(self.hospitals(members))
-        for member in members:
-            if member.name not in known:
-                request = RegisterNodeRequest(public_key=_key_bytes(member), name=member.name)
-                self._call("RegisterNode", request)
+        """Let these hospitals' node keys in and no others; those already known stay as they are.
+
+        Flower never takes a key back that it once put out (its table keeps them, flwr 1.41), so a
+        hospital that returns has to come with a new one.
+        """
+        wanted = {_key_bytes(member): member.name for member in members}
+        for node in self._call("ListNodes", ListNodesRequest()).nodes_info:
+            if node.status == "unregistered":
+                continue
+            if wanted.pop(node.public_key, None) is None:
+                self._call("UnregisterNode", UnregisterNodeRequest(node_id=node.node_id))
+        for key, name in wanted.items():
+            self._call("RegisterNode", RegisterNodeRequest(public_key=key, name=name))
 
     def hospitals(self, members: tuple[Member, ...]) -> dict[str, str]:
         """Flower's status (registered, online, offline, …) of each registered hospital, by name."""

@@ -8,8 +8,8 @@ asked again while the deadline allows, and whatever is wrong with an answer has 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from federation import wire
-from federation.messages import Answer, Arrays, Expected, Lodged, Reason, Request, Shape, WireError
+from federation.messages import Answer, Expected, Reason, Request, WireError
 from federation.pace import Pace
 from federation.roster import Roster
 from federation.schema import Participation
@@ -29,6 +29,9 @@ _TRANSPORT_FAILURES: Mapping[int, Reason] = {
     ErrorCode.MESSAGE_UNAVAILABLE: Reason.UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: Reason.UNAVAILABLE,
 }
+
+
+GRACE = 20.0  # seconds, for the slower ones where an exchange needs not all
 
 
 class TooFewHospitals(RuntimeError):
@@ -47,21 +50,35 @@ class Outcome:
     bytes_down: int = 0
     bytes_up: int = 0
 
+    @property
+    def is_good(self) -> bool:
+        return self.answer is not None and self.reason is None
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What one hospital is sent.
+
+    Attributes:
+        instead: sent to a hospital that has lost the model to which the blob is a difference.
+    """
+
+    request: Request
+    blob: bytes
+    instead: Parcel | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.blob) + len(self.request.letter) + len(self.request.scales)
+
 
 @dataclass
 class Exchange:
-    """Asks hospitals over the Grid.
-
-    Attributes:
-        metrics, private, tally: what an answer may hold, see `federation.messages.Expected`.
-    """
+    """Asks hospitals over the Grid."""
 
     grid: Grid
     roster: Roster
     participation: Participation
-    metrics: frozenset[str]
-    private: bool = False
-    tally: int = 0
     _names: dict[bytes, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,24 +98,25 @@ class Exchange:
 
     def ask(
         self,
-        hospitals: Sequence[str],
-        request: Request,
-        model: Arrays,
+        parcels: Mapping[str, Parcel],
+        expected: Expected,
         *,
         wait: float,
-        lodged: Mapping[str, Lodged] | None = None,
+        taken: Callable[[Outcome], None] = lambda outcome: None,
+        enough: int | None = None,
     ) -> list[Outcome]:
-        """Send `request` with `model` to hospitals and wait for what they say.
+        """Send each hospital its parcel and wait for what they say.
 
         Args:
             wait: seconds to wait for a hospital of the list that is not connected.
-            lodged: how far each hospital's ledger is known to be; it goes with its request alone.
+            taken: called with each good answer when it arrives; may raise WireError, which makes it
+                a bad one, and may take the answer's blob away, so that not all are kept.
+            enough: with so many good answers the others are waited for `GRACE` seconds more.
 
         Returns:
             An outcome a hospital, in the order of their names.
         """
-        conversation = _Conversation(self, hospitals, request, model, wait, lodged or {})
-        return conversation.hold()
+        return _Conversation(self, parcels, expected, wait, taken, enough).hold()
 
 
 class _Conversation:
@@ -107,26 +125,22 @@ class _Conversation:
     def __init__(
         self,
         exchange: Exchange,
-        hospitals: Sequence[str],
-        request: Request,
-        model: Arrays,
+        parcels: Mapping[str, Parcel],
+        expected: Expected,
         wait: float,
-        lodged: Mapping[str, Lodged],
+        taken: Callable[[Outcome], None],
+        enough: int | None,
     ) -> None:
-        self.exchange, self.request, self.lodged = exchange, request, lodged
-        self.expected = Expected(
-            Shape.of(model), exchange.metrics, private=exchange.private, tally=exchange.tally
-        )
-        self.packed = wire.pack(model)
-        self.model_bytes = len(self.packed)
-        self.outcomes = {name: Outcome(name) for name in sorted(hospitals)}
-        self.wait = wait
+        self.exchange, self.expected, self.wait, self.taken = exchange, expected, wait, taken
+        self.enough = enough
+        self.parcels = dict(parcels)
+        self.outcomes = {name: Outcome(name) for name in sorted(parcels)}
         self.pending: dict[str, str] = {}  # message id → hospital
         self.sent_at: dict[str, float] = {}
         self.began = time.monotonic()
         self.deadline = self.began + exchange.participation.deadline
         # to be asked as soon as they are connected, and since when
-        self.unasked = dict.fromkeys(hospitals, self.began)
+        self.unasked = dict.fromkeys(parcels, self.began)
 
     def hold(self) -> list[Outcome]:
         pace = Pace(shortest=0.02)
@@ -135,10 +149,18 @@ class _Conversation:
             if self._collect():
                 pace.news()
             now = time.monotonic()
+            self._hurry(now)
             self._give_up(now)
             if self.pending or self.unasked:
                 time.sleep(min(pace.pause(), max(self.deadline - now, 0)))
         return [self.outcomes[name] for name in sorted(self.outcomes)]
+
+    def _hurry(self, now: float) -> None:
+        """Where enough good answers are there, do not wait long for the rest."""
+        good = sum(outcome.is_good for outcome in self.outcomes.values())
+        if self.enough is not None and good >= self.enough:
+            self.deadline = min(self.deadline, now + GRACE)
+            self.enough = None
 
     def _give_up(self, now: float) -> None:
         """Stop waiting for who has been away too long, and at the deadline for everyone."""
@@ -163,12 +185,10 @@ class _Conversation:
         lifetime = max(self.deadline - time.monotonic(), 1.0) + 60
         messages = [
             Message(
-                wire.request_to_records(
-                    replace(self.request, lodged=self.lodged.get(name)), self.packed
-                ),
+                wire.request_to_records(self.parcels[name].request, self.parcels[name].blob),
                 dst_node_id=online[name],
                 message_type="train",
-                group_id=str(self.request.round),
+                group_id=str(self.parcels[name].request.round),
                 ttl=lifetime,
             )
             for name in ready
@@ -178,7 +198,7 @@ class _Conversation:
                 continue  # Flower did not take it; tried again at the next look
             outcome = self.outcomes[name]
             outcome.attempts += 1
-            outcome.bytes_down += self.model_bytes
+            outcome.bytes_down += self.parcels[name].size
             outcome.reason = None
             self.pending[message_id] = name
             self.sent_at[name] = time.monotonic()
@@ -222,10 +242,18 @@ class _Conversation:
             if outcome.attempts < self.exchange.participation.attempts:
                 self.unasked[outcome.hospital] = time.monotonic()
             return
+        parcel = self.parcels[outcome.hospital]
         try:
             outcome.bytes_up += len(wire.blob(reply.content))
-            answer = wire.answer_from_records(reply.content, self.request, self.expected)
+            answer = wire.answer_from_records(reply.content, parcel.request, self.expected)
+            outcome.answer, outcome.reason = answer, answer.refused
+            if answer.protected is not None:
+                outcome.bytes_up += len(answer.protected.letter)
+            if answer.refused is None:
+                self.taken(outcome)
         except WireError as error:
-            outcome.reason = error.reason
+            outcome.answer, outcome.reason = None, error.reason
             return
-        outcome.answer, outcome.reason = answer, answer.refused
+        if answer.refused is Reason.NO_MODEL and parcel.instead is not None:
+            self.parcels[outcome.hospital] = parcel.instead
+            self.unasked[outcome.hospital] = time.monotonic()

@@ -5,7 +5,7 @@ ca.crt ca.key     the federation's authority      server.crt .key  the SuperLink
 identity.key      signs the roster                superexec.secret
 superlink.db      Flower's state                  runs/RUN/        see server_app/state.py
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
-lodgings/         see server_app/lodgings.py
+lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
 """
 
 from __future__ import annotations
@@ -86,8 +86,21 @@ class Home:
         """Holds the process id of `coordinator start` while it runs."""
         return self.path / "services.pid"
 
+    @property
+    def kits(self) -> Path:
+        return self.path / "hospitals"
+
     def kit(self, hospital: str) -> Path:
-        return self.path / "hospitals" / hospital
+        return self.kits / hospital
+
+    @property
+    def roster_file(self) -> Path:
+        return self.path / "roster.json"
+
+    @property
+    def rosters(self) -> Path:
+        """Every version of the roster, as N.json."""
+        return self.path / "rosters"
 
     def federation(self) -> Federation:
         """Raises ConfigError: not a provisioned folder."""
@@ -100,15 +113,20 @@ class Home:
         return read_federation(file)
 
     def identity(self) -> Ed25519PrivateKey:
-        key = load_pem_private_key((self.path / "identity.key").read_bytes(), password=None)
+        """The coordinator's own, by which rosters are signed. Raises ConfigError: there is none."""
+        file = self.path / "identity.key"
+        try:
+            key = load_pem_private_key(file.read_bytes(), password=None)
+        except (FileNotFoundError, ValueError, TypeError):
+            key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(f"{self.path / 'identity.key'} is not an Ed25519 key")
+            raise ConfigError(f"{file} is not an Ed25519 key; bring it back from a backup")
         return key
 
     def roster(self) -> Roster:
         """Raises ConfigError: not a provisioned folder, or a roster that was changed."""
         self.federation()
-        return roster.read(self.path / "roster.json", self.identity().public_key())
+        return roster.read(self.roster_file, self.identity().public_key())
 
 
 def read_federation(path: Path) -> Federation:

@@ -140,6 +140,12 @@ def _check_hospitals(home: Home, experiment: Experiment) -> None:
     for name in chosen:
         if name not in known:
             raise ConfigError(f"participation.hospitals: {name!r} is not on the roster: {known}")
+    secure = experiment.secure_aggregation
+    if secure is not None and len(chosen) < max(secure.least, 3):
+        raise ConfigError(
+            f"secure_aggregation={secure.name} needs {max(secure.least, 3)} hospitals, and there are "
+            f"{len(chosen)}: {', '.join(chosen)}"
+        )
     if len(chosen) < experiment.participation.least:
         raise ConfigError(
             f"participation.least is {experiment.participation.least}, but the roster has "

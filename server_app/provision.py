@@ -1,36 +1,32 @@
-"""Makes a federation: an authority, the server's certificate, keys and a kit for each hospital.
+"""Makes a federation: an authority, the server's certificate, a first roster, a kit for each hospital.
 
-Private keys are files of mode 0600. In this version the hospitals' keys are made here and travel in
-their kits; hand a kit over on a way that only its hospital can read, and delete it here afterwards.
+The only private keys that are made here are the coordinator's own, in files of mode 0600. A hospital's
+are made at the hospital, and a kit holds nothing secret.
 """
 
 from __future__ import annotations
 
-import base64
 import ipaddress
-import json
 import os
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from federation import roster
-from federation.roster import Member, Roster
+from federation.roster import Roster
 from federation.schema import ConfigError
 from server_app.home import Federation, Home
+from server_app.membership import publish, read_identities
 
 CA_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=397)
@@ -38,16 +34,21 @@ SERVER_LIFETIME = timedelta(days=397)
 PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
-def provision(federation: Federation, home: Home) -> Roster:
+def provision(federation: Federation, home: Home, identities: Path) -> Roster:
     """Fill an empty folder with all that a federation needs.
 
+    Args:
+        identities: folder with the public half of each hospital's keys (`hospital identity create`).
+
     Raises:
-        ConfigError: the folder holds something already, or hospitals' names repeat.
+        ConfigError: the folder holds something already, hospitals' names repeat, or a public half is
+            missing or cannot be used. Then nothing was made.
     """
     if len(set(federation.hospitals)) != len(federation.hospitals):
         raise ConfigError("federation.yaml: a hospital is named twice")
     if home.path.exists() and any(home.path.iterdir()):
         raise ConfigError(f"{home.path} is not empty; choose another --home")
+    members = read_identities(identities, federation.hospitals)
     home.path.mkdir(parents=True, exist_ok=True)
     home.path.chmod(0o700)
     home.runs.mkdir()
@@ -58,43 +59,9 @@ def provision(federation: Federation, home: Home) -> Roster:
     ca_key = _certificates(federation, home)
     _write_secret(home.path / "ca.key", _pem(ca_key))
 
-    keys = {name: (ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate())
-            for name in federation.hospitals}  # fmt: skip
-    members = [_member(name, node, own) for name, (node, own) in sorted(keys.items())]
-    signed = Roster(federation.name, tuple(members))
-    content = roster.sign(signed, identity)
-    (home.path / "roster.json").write_bytes(content)
-    public = identity.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    for name, (node, own) in keys.items():
-        kit = home.kit(name)
-        kit.mkdir(parents=True)
-        kit.chmod(0o700)
-        _write_secret(
-            kit / "node.key",
-            node.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
-        )
-        _write_secret(kit / "identity.key", _pem(own))
-        (kit / "roster.json").write_bytes(content)
-        (kit / "coordinator.pub").write_bytes(public)
-        (kit / "ca.crt").write_bytes(home.ca_certificate.read_bytes())
-        (kit / "kit.json").write_text(
-            json.dumps({
-                "federation": federation.name,
-                "hospital": name,
-                "superlink": f"{federation.host}:{federation.port}",
-            }, indent=1)
-        )  # fmt: skip
-    # Last, so that a folder with this file is a whole one.
-    (home.path / "federation.yaml").write_text(
-        yaml.safe_dump(federation.model_dump(), sort_keys=False)
-    )
+    signed = Roster(federation.name, members)
+    publish(home, federation, signed)
     return signed
-
-
-def _member(name: str, node: ec.EllipticCurvePrivateKey, own: Ed25519PrivateKey) -> Member:
-    node_key = node.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    raw = own.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return Member(name, node_key, base64.b64encode(raw).decode())
 
 
 def _certificates(federation: Federation, home: Home) -> ec.EllipticCurvePrivateKey:
@@ -166,7 +133,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _pem(key: PrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, NoEncryption())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _write_secret(path: Path, content: bytes) -> None:

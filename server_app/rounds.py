@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from federation.messages import Arrays, Evaluated, Reason, Request, Spent, Tallied, Trained
+from federation.figures import Summed
+from federation.messages import Arrays, Evaluated, Request, Spent, Tallied
 from federation.schema import Experiment
 from federation.strategies import Strategy
 from federation.tasks import Tally
 from server_app import averaging, tallies
-from server_app.exchange import Exchange, Outcome, TooFewHospitals
-from server_app.lodgings import Lodgings, agrees
+from server_app.aggregation import Aggregation, Gathered
+from server_app.aggregation.plain import norm
+from server_app.descent import Descent
+from server_app.exchange import Outcome, TooFewHospitals
 from server_app.state import Checkpoint, RunFolder, now
 
 
@@ -26,20 +29,19 @@ class Conductor:
     Attributes:
         parameters: names of the model's trainable arrays. The others (running means, counters) are
             averaged, whatever the strategy does to the parameters.
-        lodgings: what is kept of the hospitals' ledgers; used by private runs.
+        hospitals: who is asked.
         tally: what noisy metrics are read from, if they are.
-        wait: seconds that a round waits for hospitals that are not connected.
     """
 
     folder: RunFolder
     experiment: Experiment
     strategy: Strategy
-    exchange: Exchange
+    aggregation: Aggregation
+    descent: Descent
+    hospitals: tuple[str, ...]
     parameters: frozenset[str]
     headline: str
-    lodgings: Lodgings
     tally: Tally | None = None
-    wait: float = 90.0
 
     def conduct(self, start: Checkpoint) -> Checkpoint:
         """All rounds after `start`, and the evaluation of the last model.
@@ -62,16 +64,12 @@ class Conductor:
         due = done.round % self.experiment.evaluation.every == 0
         evaluate = due and self.experiment.evaluates
         request = Request(self.folder.name, number, evaluate=evaluate, train=True)
-        outcomes = self._ask(request, done)
-        self._leave_out_large_updates(outcomes)
+        gathered = self.aggregation.gather(self.hospitals, request, done)
         if evaluate:
-            self._record_evaluation(done.round, outcomes)
-        trained = {o.hospital: o.answer.trained for o in outcomes if _is_good(o) and o.answer}
-        updates = {name: work for name, work in trained.items() if work is not None}
+            self._record_evaluation(done.round, gathered)
         kept = f"; the {done.round} rounds before it are kept" if done.round else ""
-        self._require(len(updates), outcomes, f"round {number}", kept)
-        mean = weighted_mean(updates, self.experiment.participation.weighting)
-        model, memory = self.step(done, mean)
+        self._require(gathered.outcomes, f"round {number}", kept)
+        model, memory = self.step(done, mean := gathered.mean or {})
         self.folder.append_metrics(
             {
                 "kind": "round",
@@ -79,10 +77,12 @@ class Conductor:
                 "started": started,
                 "seconds": round(time.monotonic() - began, 3),
                 "norm": norm(mean),
-                "hospitals": {o.hospital: _training_row(o) for o in outcomes},
+                "hospitals": {o.hospital: _training_row(o) for o in gathered.outcomes},
+                **_summed_row(gathered),
             }
         )
-        return self._released(Checkpoint(number, model, memory), done)
+        made = self._released(Checkpoint(number, model, memory, gathered.codec), done)
+        return self.descent.settle(done, made)
 
     def step(self, done: Checkpoint, mean: Arrays) -> tuple[Arrays, Arrays]:
         """The strategy on the parameters; the mean on everything else, integers kept integers."""
@@ -100,30 +100,10 @@ class Conductor:
     def final_evaluation(self, done: Checkpoint) -> None:
         """The last model on every hospital's held-out patients; nothing is trained."""
         request = Request(self.folder.name, done.round + 1, evaluate=True, train=False)
-        outcomes = self._ask(request, done)
+        gathered = self.aggregation.gather(self.hospitals, request, done)
         what = f"evaluation of the model of round {done.round}"
-        self._require(sum(map(_is_good, outcomes)), outcomes, what, "; the model is kept")
-        self._record_evaluation(done.round, outcomes)
-
-    def _ask(self, request: Request, done: Checkpoint) -> list[Outcome]:
-        """The hospitals' answers; of a private run, those whose ledger goes on from what was lodged."""
-        chosen = self._chosen()
-        if self.experiment.privacy is None:
-            return self.exchange.ask(chosen, request, done.model, wait=self.wait)
-        lodged = self.lodgings.of(chosen)
-        first = self.folder.first_asked(request.round, lodged)
-        outcomes = self.exchange.ask(chosen, request, done.model, wait=self.wait, lodged=lodged)
-        heard = {}
-        for outcome in outcomes:
-            if outcome.answer is None or outcome.answer.spent is None:
-                continue
-            said = outcome.answer.spent.lodged
-            if agrees(said, first.get(outcome.hospital)):
-                heard[outcome.hospital] = said
-            else:
-                outcome.answer, outcome.reason = None, Reason.LEDGER_UNUSABLE
-        self.lodgings.keep(heard)
-        return outcomes
+        self._require(gathered.outcomes, what, "; the model is kept")
+        self._record_evaluation(done.round, gathered)
 
     def _released(self, made: Checkpoint, done: Checkpoint) -> Checkpoint:
         """Keep the mean over rounds, where the experiment has one; after the last it is the model."""
@@ -133,32 +113,26 @@ class Conductor:
         mean = averaging.average(privacy.ema, done, made.model)
         last = made.round == self.experiment.rounds
         memory = made.strategy | averaging.remembered(mean)
-        return Checkpoint(made.round, mean if last else made.model, memory)
+        return Checkpoint(made.round, mean if last else made.model, memory, made.codec)
 
-    def _chosen(self) -> list[str]:
-        return self.experiment.participation.hospitals or self.exchange.roster.names()
-
-    def _require(self, good: int, outcomes: list[Outcome], what: str, kept: str) -> None:
+    def _require(self, outcomes: list[Outcome], what: str, kept: str) -> None:
         least = self.experiment.participation.least
+        good = sum(outcome.is_good for outcome in outcomes)
         if good < least:
-            why = ", ".join(f"{o.hospital}: {o.reason}" for o in outcomes if not _is_good(o))
+            why = ", ".join(f"{o.hospital}: {o.reason}" for o in outcomes if not o.is_good)
             raise TooFewHospitals(
                 f"{what}: {good} good answers, participation.least is {least} ({why}){kept}"
             )
 
-    def _leave_out_large_updates(self, outcomes: list[Outcome]) -> None:
-        bound = self.experiment.participation.largest_update_norm
-        for outcome in outcomes:
-            trained = outcome.answer.trained if outcome.answer else None
-            if bound is not None and trained is not None and norm(trained.update) > bound:
-                outcome.reason = Reason.NORM_TOO_LARGE
-
-    def _record_evaluation(self, number: int, outcomes: list[Outcome]) -> None:
-        good = {o.hospital: o.answer for o in outcomes if _is_good(o) and o.answer}
+    def _record_evaluation(self, number: int, gathered: Gathered) -> None:
+        outcomes = gathered.outcomes
+        good = {o.hospital: o.answer for o in outcomes if o.is_good and o.answer}
         rows = {o.hospital: _evaluation_row(o) for o in outcomes}
-        if self.tally is None:
+        if gathered.summed is not None:
+            summary: dict[str, Any] = self._together(gathered.summed, number)
+        elif self.tally is None:
             evaluated = {name: a.evaluated for name, a in good.items() if a.evaluated}
-            summary: dict[str, Any] = {"overall": overall(evaluated)}
+            summary = {"overall": overall(evaluated)}
         else:
             tallied = {name: a.tallied for name, a in good.items() if a.tallied}
             summary = self._measure(self.tally, number, tallied, rows)
@@ -173,6 +147,15 @@ class Conductor:
                 "worst": worst(metrics, self.headline),
             }
         )
+
+    def _together(self, summed: Summed, number: int) -> dict[str, Any]:
+        """Metrics of a sum that cannot be taken apart."""
+        told = {"summed_over": list(summed.hospitals), "held_out_patients": summed.held_out}
+        if self.tally is None or summed.tallied is None:
+            return {"overall": summed.metrics, **told}
+        seed = (self.experiment.seed, number, 0)
+        metrics, intervals = tallies.measure(self.tally, summed.tallied, *seed)
+        return {"overall": metrics, "overall_intervals": intervals, **told}
 
     def _measure(
         self,
@@ -192,36 +175,6 @@ class Conductor:
                 tally, tallies.total(list(tallied.values())), *seed, 0
             )
         return {"overall": metrics, "overall_intervals": intervals}
-
-
-def weighted_mean(updates: dict[str, Trained], weighting: str) -> Arrays:
-    """Σ wₖ·Δₖ / Σ wₖ, summed in float64 in the order of the hospitals' names.
-
-    The mean has the updates' dtype; that of integer arrays (counters) stays float64.
-
-    Args:
-        weighting: `examples` (wₖ: training examples, or the declared patients where these are not
-            told, under patient-level privacy) or `equal`.
-    """
-    ordered = [updates[name] for name in sorted(updates)]
-    sizes = [work.patients if work.examples is None else work.examples for work in ordered]
-    weights = [float(size) if weighting == "examples" else 1.0 for size in sizes]
-    total = math.fsum(weights)
-    mean: Arrays = {}
-    for name, like in ordered[0].update.items():
-        weighted = np.zeros(like.shape, np.float64)
-        for work, weight in zip(ordered, weights, strict=True):
-            weighted += weight * work.update[name]
-        weighted /= total
-        mean[name] = weighted.astype(like.dtype) if like.dtype.kind == "f" else weighted
-    return mean
-
-
-def norm(arrays: Arrays) -> float:
-    """L2 norm over all arrays."""
-    return math.sqrt(
-        math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays.values())
-    )
 
 
 def overall(evaluated: dict[str, Evaluated]) -> dict[str, float]:
@@ -244,13 +197,9 @@ def worst(metrics: dict[str, dict[str, float]], headline: str) -> dict[str, dict
     return {headline: {"hospital": name, "value": having[name]}}
 
 
-def _is_good(outcome: Outcome) -> bool:
-    return outcome.answer is not None and outcome.reason is None
-
-
 def _row(outcome: Outcome) -> dict[str, Any]:
     return {
-        "status": "ok" if _is_good(outcome) else "left out",
+        "status": "ok" if outcome.is_good else "left out",
         "reason": outcome.reason.value if outcome.reason else None,
         "attempts": outcome.attempts,
     }
@@ -281,6 +230,18 @@ def _evaluation_row(outcome: Outcome) -> dict[str, Any]:
             "metrics": evaluated.metrics,
         }
     return row | _spent_row(outcome)
+
+
+def _summed_row(gathered: Gathered) -> dict[str, Any]:
+    """What is known of all hospitals of a round together, where it is not known of each."""
+    summed = gathered.summed
+    if summed is None:
+        return {}
+    exact = {"examples": summed.examples, "loss": summed.loss}
+    figures = {name: value for name, value in exact.items() if value is not None}
+    told = {"hospitals": list(summed.hospitals), "patients": summed.patients}
+    steps = {step: round(seconds, 3) for step, seconds in gathered.seconds.items()}
+    return {"summed": told | figures, "steps": steps}
 
 
 def _spent_row(outcome: Outcome) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
     experiment.json    the canonical experiment; run.json: who ran which code, and when
     model.safetensors  the global model; its header names the round that made it
-    strategy-R.safetensors  what the strategy remembers after round R (absent for rules without memory)
+    strategy-R.safetensors  what strategy and codec remember after round R (absent where they have none)
     asked.json         of a private run: what was lodged when its newest round was first asked
+    attempt.json, sum.bin, opening.bin  of a run under masks: setups of the newest round, and its sum
     metrics.jsonl      one line a round and one an evaluation
     status.json        running, completed or failed, for whoever watches
     lock               held by the process that conducts the run; the kernel lets go when it dies
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,6 +33,8 @@ import safetensors.numpy
 
 from federation.messages import Arrays, Lodged
 from federation.schema import ConfigError, Experiment
+
+_CODEC = "codec/"  # before the names of the codec's memory in the strategy's file
 
 
 def now() -> str:
@@ -52,7 +55,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
@@ -70,11 +78,17 @@ def _locked(file: TextIO) -> bool:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The global model and the strategy's memory after `round` rounds (0: as initialised)."""
+    """The global model after `round` rounds (0: as initialised), and what goes on with it.
+
+    Attributes:
+        strategy: what the strategy remembers.
+        codec: the scales of updates, and what the last difference lacked.
+    """
 
     round: int
     model: Arrays
     strategy: Arrays
+    codec: Arrays = field(default_factory=dict)
 
 
 class RunFolder:
@@ -160,8 +174,9 @@ class RunFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Commit a round."""
         strategy = self._strategy_file(checkpoint.round)
-        if checkpoint.strategy:
-            write_atomically(strategy, safetensors.numpy.save(checkpoint.strategy))
+        codec = {_CODEC + name: array for name, array in checkpoint.codec.items()}
+        if checkpoint.strategy or codec:
+            write_atomically(strategy, safetensors.numpy.save(checkpoint.strategy | codec))
         metadata = {"round": str(checkpoint.round)}
         write_atomically(
             self.path / "model.safetensors", safetensors.numpy.save(checkpoint.model, metadata)
@@ -180,25 +195,48 @@ class RunFolder:
             model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         strategy = self._strategy_file(round_)
         remembered = safetensors.numpy.load_file(strategy) if strategy.exists() else {}
-        return Checkpoint(round_, model, remembered)
+        codec = {name: array for name, array in remembered.items() if name.startswith(_CODEC)}
+        return Checkpoint(
+            round_,
+            model,
+            {name: array for name, array in remembered.items() if name not in codec},
+            {name.removeprefix(_CODEC): array for name, array in codec.items()},
+        )
 
     def _strategy_file(self, round_: int) -> Path:
         return self.path / f"strategy-{round_}.safetensors"
 
-    def first_asked(self, round_: int, lodged: Mapping[str, Lodged]) -> dict[str, Lodged]:
-        """What was lodged when this round was first asked: `lodged`, or what stands there already.
+    def first_asked(
+        self, round_: int, lodged: Mapping[str, Lodged | None]
+    ) -> dict[str, Lodged | None]:
+        """What was lodged when each of these was first asked for this round: `lodged`, or what stands
+        there already.
 
         A hospital answers a request that comes again with the bytes that it sent before, and these tell
         of the ledger as it was then, whatever other runs charged meanwhile.
+
+        Args:
+            lodged: by hospital; None: its ledger was not heard of.
         """
         path = self.path / "asked.json"
+        told: dict[str, Any] = {}
         if path.exists():
             asked = json.loads(path.read_text())
-            if asked["round"] == round_:
-                return {name: Lodged(**told) for name, told in asked["lodged"].items()}
-        told = {name: asdict(one) for name, one in lodged.items()}
-        write_atomically(path, json.dumps({"round": round_, "lodged": told}).encode())
-        return dict(lodged)
+            told = asked["lodged"] if asked["round"] == round_ else {}
+        first = {name: None if one is None else asdict(one) for name, one in lodged.items()} | told
+        if first != told:
+            write_atomically(path, json.dumps({"round": round_, "lodged": first}).encode())
+        return {name: None if one is None else Lodged(**one) for name, one in first.items()}
+
+    def next_attempt(self, round_: int) -> int:
+        """A number that no fresh setup of this round's masks had, from 1 on; it is on the disk."""
+        path = self.path / "attempt.json"
+        attempt = 1
+        if path.exists():
+            last = json.loads(path.read_text())
+            attempt = last["attempt"] + 1 if last["round"] == round_ else 1
+        write_atomically(path, json.dumps({"round": round_, "attempt": attempt}).encode())
+        return attempt
 
     # --- metrics ---------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from federation.messages import (
     Answer,
     Arrays,
     Evaluated,
+    Expected,
     Lodged,
     Reason,
     Request,
@@ -42,6 +43,9 @@ from federation.messages import (
 from federation.roster import Member, Roster
 from federation.schema import Experiment, parse
 from federation.tasks import Tally
+from server_app.aggregation.plain import Plain
+from server_app.courier import Courier
+from server_app.descent import Descent
 from server_app.exchange import Exchange
 from server_app.lodgings import Lodgings
 from server_app.rounds import Conductor
@@ -249,22 +253,26 @@ def conductor(
 ) -> Conductor:
     """What `server_app.app` builds, for the model START."""
     content = folder.experiment()
-    exchange = Exchange(
-        grid,
-        grid.roster(),
-        content.participation,
-        frozenset(METRICS),
-        private=content.privacy is not None,
-        tally=tally.size if tally else 0,
+    private = content.privacy is not None
+    descent = Descent(content.codec)
+    courier = Courier(
+        folder,
+        Exchange(grid, grid.roster(), content.participation),
+        descent,
+        Lodgings(lodgings or folder.path.parent / "lodgings") if private else None,
+        wait,
+    )
+    expected = Expected(
+        Shape.of(START), frozenset(METRICS), private=private, tally=tally.size if tally else 0
     )
     return Conductor(
         folder,
         content,
         strategies.build(content),
-        exchange,
+        Plain(courier, content, expected),
+        descent,
+        tuple(content.participation.hospitals or grid.roster().names()),
         frozenset({"w"}),
         "score",
-        Lodgings(lodgings or folder.path.parent / "lodgings"),
         tally,
-        wait,
     )

@@ -24,7 +24,12 @@ from pathlib import Path
 
 from client_app.audit.entry import GENESIS, LARGEST, Entry, NotAnEntry, bounded, canonical
 
-EVENTS = frozenset({"started", "request", "charge", "answer", "repeat", "refusal", "code_refused"})
+EVENTS = frozenset(
+    {
+        *("started", "request", "charge", "answer", "letter", "repeat", "refusal", "code_refused"),
+        *("identity", "roster"),
+    }
+)
 
 _TORN = "torn"  # written by the log itself
 _CHUNK = 1 << 16  # bytes read at once when looking for the last line

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from federation import registry
+from federation.messages import Arrays
 from federation.schema import Component
 from federation.tasks import Task
 
@@ -27,3 +28,8 @@ def build(component: Component, task: Task, *, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         network: nn.Module = module.build(options, task)
     return network
+
+
+def arrays_of(network: nn.Module) -> Arrays:
+    """All that a model is, on the CPU: parameters and buffers. They share the network's memory there."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}

@@ -7,8 +7,9 @@ A rule is arithmetic on arrays and knows no network. Its file offers `Options` (
 where all three are dicts of float arrays with the model's parameter names, `update` is the weighted
 mean of local minus global parameters, and `state` is what the rule remembers between rounds: empty
 before the first, any arrays afterwards (saved with the run, so a resumed run goes on exactly).
-`check(experiment)` may refuse an experiment the rule cannot serve. Adding a rule is adding its file
-and `configs/strategy/NAME.yaml`.
+`check(experiment)` may refuse an experiment the rule cannot serve. A rule that has to look at each
+hospital's update says `SINGLE_UPDATES = True`, and is refused where nobody can. Adding a rule is adding
+its file and `configs/strategy/NAME.yaml`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ class Strategy:
 
     name: str
     step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+
+
+def needs_single_updates(experiment: Experiment) -> bool:
+    """Whether the rule works on the hospitals' updates one by one, not on their mean."""
+    module, _ = registry.find(sys.modules[__name__], experiment.strategy)
+    return bool(getattr(module, "SINGLE_UPDATES", False))
 
 
 def build(experiment: Experiment) -> Strategy:

@@ -14,14 +14,15 @@ from rich.console import Console
 from client_app.checks import run_checks
 from client_app.site import Site
 from server_app.home import Federation, Home
-from server_app.provision import provision
+from tests.provisioned import provisioned as provision
 
 
 @pytest.fixture
 def provisioned(site: Site, phantom_folder: Path, tmp_path: Path) -> Site:
     """A site with a kit (of a coordinator that is not up) and its own copy of the images."""
     home = Home(tmp_path / "coordinator")
-    provision(Federation(name="a", host="127.0.0.1", port=1, hospitals=["north"]), home)
+    content = Federation(name="a", host="127.0.0.1", port=1, hospitals=["north"])
+    provision(content, home, {"north": site.state})
     images = tmp_path / "images"
     shutil.copytree(phantom_folder / "images", images)
     data = site.data.model_copy(update={"root": images})

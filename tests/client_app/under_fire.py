@@ -17,6 +17,7 @@ from pathlib import Path
 
 import opacus.accountants
 import pytest
+import torch._dynamo
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app import private_round
@@ -40,7 +41,8 @@ def main() -> None:
     os.environ[SITE_VARIABLE] = str(hospital.site_file)
     of = content(rounds=100_000, noise_multiplier=50.0)
     model = start(of)
-    assert private_round and opacus.accountants  # imported once, before the forks
+    # imported once, before the forks
+    assert private_round and opacus.accountants and torch._dynamo
     test = os.getppid()
     say("ready")
     for line in sys.stdin:

@@ -18,7 +18,7 @@ from client_app.imaging import phantoms
 from federation.processes import free_port, wait_until
 from server_app.control import Control, Unreachable
 from server_app.home import Federation, Home
-from server_app.provision import provision
+from tests.provisioned import provisioned
 
 PROGRAMS = Path(sys.executable).parent
 TINY = [
@@ -49,6 +49,24 @@ class Real:
             self._command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
+    def serve(self, who: str) -> subprocess.Popen[bytes]:
+        """Start a hospital's services, or the "coordinator"'s; they end with the federation."""
+        if who == "coordinator":
+            folder, command = self.home.path.parent, ["start", "--home", str(self.home.path)]
+        else:
+            folder = self.sites[who]
+            command = ["start", "--site", str(folder / "site.yaml")]
+        role = "coordinator" if who == "coordinator" else "hospital"
+        with (folder / f"{role}.log").open("ab") as output:
+            service = subprocess.Popen(
+                [str(PROGRAMS / role), *command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+        self.services.append(service)
+        return service
+
     def _command(self, *arguments: str) -> list[str]:
         return [str(PROGRAMS / "coordinator"), *arguments, "--home", str(self.home.path)]
 
@@ -77,21 +95,21 @@ def federation(
     """
     port = free_port()
     home = Home(folder / "coordinator")
-    provision(Federation(name="test", host="127.0.0.1", port=port, hospitals=list(hospitals)), home)
+    states = {name: folder / name / "state" for name in hospitals}
+    content = Federation(name="test", host="127.0.0.1", port=port, hospitals=list(hospitals))
+    provisioned(content, home, states)
     sites = {name: _site(folder, home, name, n, privacy) for n, name in enumerate(hospitals)}
     for name, other in (dial or {}).items():
         kit = sites[name] / "kit" / "kit.json"
         kit.write_text(kit.read_text().replace(f":{port}", f":{other}"))
     real = Real(home, sites)
     try:
-        _start(real, folder / "coordinator.log", "coordinator", "start", "--home", str(home.path))
+        real.serve("coordinator")
         assert wait_until(home.services.exists, seconds=60), (
             folder / "coordinator.log"
         ).read_text()
-        for path in sites.values():
-            _start(
-                real, path / "hospital.log", "hospital", "start", "--site", str(path / "site.yaml")
-            )
+        for name in sites:
+            real.serve(name)
         yield real
     finally:
         for service in reversed(real.services):
@@ -105,7 +123,6 @@ def federation(
 
 def _site(folder: Path, home: Home, name: str, shift: int, privacy: dict[str, Any] | None) -> Path:
     path = folder / name
-    path.mkdir()
     phantoms.write("chest_xray", path / "data", patients=12, site=shift, seed=shift)
     home.kit(name).rename(path / "kit")
     content: dict[str, Any] = {
@@ -133,18 +150,6 @@ def hospital(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-def _start(real: Real, log: Path, *command: str) -> None:
-    with log.open("wb") as output:
-        real.services.append(
-            subprocess.Popen(
-                [str(PROGRAMS / command[0]), *command[1:]],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
-        )
 
 
 def processes(*words: str) -> list[int]:

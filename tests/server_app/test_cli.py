@@ -10,7 +10,7 @@ import pytest
 
 from federation.processes import free_port
 from server_app.home import Federation, Home
-from server_app.provision import provision
+from tests.provisioned import provisioned
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -18,9 +18,9 @@ PROGRAMS = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A provisioned federation whose SuperLink is not up."""
-    home = Home(tmp_path_factory.mktemp("cli") / "coordinator")
-    provision(Federation(name="a", host="127.0.0.1", port=free_port(), hospitals=["north"]), home)
-    return home
+    folder = tmp_path_factory.mktemp("cli")
+    content = Federation(name="a", host="127.0.0.1", port=free_port(), hospitals=["north"])
+    return provisioned(content, Home(folder / "coordinator"), {"north": folder / "state"})
 
 
 def call(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,6 +42,14 @@ def call(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
         (["coordinator", "report", "none", "--home", "HOME"], "there is no run 'none'"),
         (["coordinator", "stop", "none", "--home", "HOME"], "there is no run 'none'"),
         (["coordinator", "provision", "none.yaml"], "there is no none.yaml"),
+        (["coordinator", "hospital", "add", "none", "--home", "HOME"], "hospital identity create"),
+        (
+            ["coordinator", "hospital", "remove", "mars", "--home", "HOME"],
+            "not on the roster: north",
+        ),
+        (["coordinator", "hospital", "list"], "not a coordinator's folder"),
+        (["hospital", "identity", "create"], "copy one from configs/site/"),
+        (["hospital", "roster", "show", "--site", "none.yaml"], "no site configuration"),
         (["hospital", "check"], "copy one from configs/site/"),
         (["hospital", "start", "--site", "none.yaml"], "no site configuration none.yaml"),
         (
@@ -66,9 +74,15 @@ def test_wrong_input_is_one_line(
 def test_help_has_an_example_for_each_command(program: str) -> None:
     shown = call(program, "--help").stdout
     commands = {
-        "coordinator": ["provision", "start", "run", "status", "stop", "report"],
-        "hospital": ["check", "start", "phantom"],
+        "coordinator": [
+            *("provision", "start", "run", "status", "stop", "report"),
+            *("hospital add", "hospital remove", "hospital rotate", "hospital list"),
+        ],
+        "hospital": [
+            *("check", "start", "phantom", "roster show", "roster accept"),
+            *("identity create", "identity show", "identity rotate"),
+        ],
     }[program]
     for command in commands:
-        assert command in shown
-        assert f"Example: {program} {command}" in call(program, command, "--help").stdout
+        assert command.split()[0] in shown
+        assert f"Example: {program} {command}" in call(program, *command.split(), "--help").stdout

@@ -108,6 +108,24 @@ def test_noisy_metrics_of_a_task_without_a_tally_are_refused_by_name(
             [*DP, "privacy.noise_multiplier=9", "model.norm=batch"],
             ["BatchNorm", "model.norm=group"],
         ),
+        (["codec=int88"], ["codec", "'int88'", "did you mean 'int8'"]),
+        (["codec=[rand_q,int4]"], ["'rand_q'", "did you mean 'rand_k'"]),
+        (["codec=rand_k,int4"], ["brackets", "codec=[rand_k,int4]"]),
+        (["codec=[]"], ["known: adapters"]),
+        (["codec=[int8,int4]"], ["int8 and int4", "codec.quantise", "choose one"]),
+        (["codec=[none,int4]"], ["codec=none stands alone"]),
+        (["codec.quantise.bits=4"], ["no codec", "codec=int8"]),
+        (["codec=none", "codec.down=full"], ["no codec", "codec=int8"]),
+        (["codec=int8", "codec.quantise.bits=17"], ["quantise/integers", "bits is 17"]),
+        (["codec=int8", "+codec.quantise.bit=4"], ["'bit'", "did you mean 'bits'"]),
+        (["codec=int8", "codec.down_bits=3"], ["codec.down_bits is 3"]),
+        (["codec=int8", "codec.error_fedback=false"], ["did you mean 'error_feedback'"]),
+        (["codec=[rand_k,int8]", "codec.sparsify.keep=0"], ["sparsify/rand_k", "keep is 0"]),
+        (["codec=int8", "codec.quantise.name=int8"], ["quantise: there is no 'int8'"]),
+        (
+            [*DP, "codec=[adapters,int8]", "privacy.engine=per_sample"],
+            ["codec.exchange=adapters", "privacy.engine=loop"],
+        ),
     ],
 )
 def test_wrong_overrides_are_one_line(overrides: list[str], words: list[str]) -> None:
@@ -116,6 +134,89 @@ def test_wrong_overrides_are_one_line(overrides: list[str], words: list[str]) ->
     for word in words:
         assert word in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [name for name in choices("codec") if name != "none"])
+def test_each_codec_fills_one_slot_and_brings_the_options_of_its_stage(name: str) -> None:
+    codec = experiment([f"codec={name}"]).codec
+    assert codec is not None
+    given = {
+        (slot, part.name): part.options
+        for slot in ("exchange", "sparsify", "quantise")
+        if (part := getattr(codec, slot)) is not None and part.name != "all"
+    }
+    assert len(given) == 1
+    (_, stage), options = given.popitem()
+    if stage == "integers":
+        assert name == f"int{options['bits']}"
+    else:
+        assert stage == name
+
+
+def test_codecs_are_chained_and_their_options_overridden() -> None:
+    composed = experiment(
+        ["codec=[adapters,rand_k,int4]", "codec.quantise.bits=6", "codec.sparsify.keep=0.05"]
+    )
+    codec = composed.codec
+    assert codec is not None and codec.sparsify is not None and codec.quantise is not None
+    assert (codec.exchange.name, codec.exchange.options["rank"]) == ("adapters", 8)
+    assert (codec.sparsify.name, codec.sparsify.options) == ("rand_k", {"keep": 0.05})
+    assert (codec.quantise.name, codec.quantise.options) == ("integers", {"bits": 6})
+    assert codec.error_feedback and codec.down == "differences"
+    assert Experiment.from_canonical(composed.canonical(), composed.sha256()) == composed
+
+
+def test_there_is_no_codec_unless_one_is_chosen() -> None:
+    assert experiment([]).codec is None
+    assert experiment(["codec=none"]).codec is None
+
+
+def test_a_codec_goes_with_privacy_and_its_feedback_too() -> None:
+    composed = experiment(
+        [*DP, "privacy.epsilon=null", "privacy.noise_multiplier=9", "codec=[adapters,rand_k,int4]"]
+    )
+    assert composed.codec is not None and composed.codec.error_feedback
+
+
+def test_a_stage_of_a_codec_is_one_file_and_one_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs alone, of a size that does not change; dropped in as docs/researcher.md promises."""
+    import shutil
+
+    import numpy as np
+    from torch import nn
+
+    from federation.codec import chain, quantise
+
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "signs.py").write_text(
+        "import numpy as np\n"
+        "from federation.schema import Closed\n"
+        "LINEAR = False\n"
+        "class Options(Closed):\n"
+        "    size: float = 0.5\n"
+        "def bits(options, round):\n"
+        "    return 2\n"
+        "def encode(values, exponent, bits, source):\n"
+        "    return np.sign(values).astype(np.int32)\n"
+        "def decode(integers, exponent):\n"
+        "    return integers * 0.5\n"
+    )
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIGS, configs)
+    (configs / "codec" / "signs.yaml").write_text("quantise: { name: signs, size: 0.5 }\n")
+    monkeypatch.setattr(quantise, "__path__", [*quantise.__path__, str(code)])
+    composed = experiment(["codec=[head,signs]"], configs=configs)
+    assert composed.codec is not None
+    one = chain.build(composed.codec, nn.Linear(3, 1, bias=False), seed=0)
+    update = {"weight": np.array([[0.3, -7, 0]], np.float32)}
+    encoded = one.encode(update, None, np.empty(0, np.int16), round=1, seed=0)
+    blob = one.to_bytes(encoded, round=1)
+    found = one.decode_one(one.from_bytes(blob, round=1), np.empty(0, np.int16), round=1)
+    assert found["weight"].tolist() == [[0.5, -0.5, 0.0]]
+    assert one.unshared == "codec.quantise=signs"
 
 
 def test_a_strategy_is_one_file_and_one_config(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -11,55 +13,173 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 
+from client_app import identity
 from client_app.kit import read_kit
 from client_app.site import Site
+from federation import public_identity
+from federation.public_identity import SUFFIX
 from federation.schema import ConfigError, parse
 from server_app.home import Federation, Home, read_federation
 from server_app.provision import provision
+from tests.provisioned import provisioned
 
 FEDERATION = Federation(name="test", host="127.0.0.1", port=9000, hospitals=["north", "east"])
 
 
+STATES = {name: Path(name) / "state" for name in FEDERATION.hospitals}
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    home = Home(tmp_path / "coordinator")
-    provision(FEDERATION, home)
-    return home
+    states = {name: tmp_path / state for name, state in STATES.items()}
+    return provisioned(FEDERATION, Home(tmp_path / "coordinator"), states)
 
 
 def site(kit: Path, hospital: str = "north") -> Site:
     data = {"root": "r", "layout": "dicom"}
-    return parse(Site, {"hospital": hospital, "kit": kit, "state": "s", "data": data})
+    state = kit.parents[2] / hospital / "state"
+    return parse(Site, {"hospital": hospital, "kit": kit, "state": state, "data": data})
 
 
 def test_private_files_are_private_and_all_others_hold_no_secret(home: Home) -> None:
-    secret = {"ca.key", "server.key", "identity.key", "node.key", "superexec.secret"}
+    secret = {"ca.key", "server.key", "identity.key", "superexec.secret"}
     for path in home.path.rglob("*"):
         if path.is_file():
             assert (path.stat().st_mode & 0o077 == 0) == (path.name in secret), path
             assert ("PRIVATE KEY" in path.read_text()) == (path.suffix == ".key"), path
 
 
+def secrets_of(state: Path) -> list[bytes]:
+    """A hospital's private keys in every form in which they could lie somewhere."""
+    own = load_pem_private_key((state / "identity" / "identity.key").read_bytes(), None)
+    node = load_ssh_private_key((state / "identity" / "node.key").read_bytes(), None)
+    assert isinstance(own, Ed25519PrivateKey)
+    assert isinstance(node, ec.EllipticCurvePrivateKey)
+    number = node.private_numbers().private_value
+    raws = [own.private_bytes_raw(), number.to_bytes(48, "big"), number.to_bytes(48, "little")]
+    encoded = [base64.b64encode(raw).rstrip(b"=")[:-1] for raw in raws]
+    files = [path.read_bytes() for path in (state / "identity").glob("*.key")]
+    lines = [line for file in files for line in file.splitlines() if b"-----" not in line][:-1]
+    # an OpenSSH file's first lines are public
+    private = [line for line in lines if b"AAAAB" not in line and b"b3BlbnNzaC1r" not in line]
+    return [*raws, *encoded, *(raw.hex().encode() for raw in raws), *private[:1]]
+
+
+def test_no_private_key_of_a_hospital_is_at_the_coordinator(home: Home) -> None:
+    names = set()
+    for path in home.path.rglob("*"):
+        if path.is_file():
+            names.add(path.name)
+            content = path.read_bytes()
+            for state in STATES.values():
+                for secret in secrets_of(home.path.parent / state):
+                    assert secret not in content, path
+    assert "node.key" not in names
+    kit = {path.name for path in home.kit("north").iterdir()}
+    assert kit == {"ca.crt", "coordinator.pub", "kit.json", "roster.json"}
+    # and the scan finds them where they are
+    own = home.path.parent / STATES["north"]
+    hospitals = b"".join(path.read_bytes() for path in own.rglob("*.key"))
+    assert any(secret in hospitals for secret in secrets_of(own))
+
+
 def test_a_hospital_reads_its_kit(home: Home) -> None:
-    kit = read_kit(site(home.kit("north")))
+    north = site(home.kit("north"))
+    kit = read_kit(north)
     assert (kit.federation, kit.superlink) == ("test", "127.0.0.1:9000")
     assert kit.roster().names() == ["east", "north"]
-    member = next(m for m in kit.roster().members if m.name == "north")
-    key = load_ssh_private_key(kit.node_key.read_bytes(), None)
-    assert isinstance(key, EllipticCurvePrivateKey)
-    public = load_ssh_public_key(member.node_key.encode())
-    assert key.public_key() == public
+    assert (kit.roster().version, kit.roster().previous) == (1, "")
+    assert identity.load(north).roster.sha256() == home.roster().sha256()
 
 
-def test_another_hospitals_kit_and_a_readable_key_are_refused(home: Home) -> None:
+def test_another_hospitals_kit_and_a_damaged_one_are_refused(home: Home) -> None:
     with pytest.raises(ConfigError, match="kit of 'north', not of 'east'"):
         read_kit(site(home.kit("north"), "east"))
-    (home.kit("north") / "node.key").chmod(0o644)
-    with pytest.raises(ConfigError, match="chmod 600"):
-        read_kit(site(home.kit("north")))
+    for content in ("{", "[]", '{"federation": 1, "hospital": "north", "superlink": ""}'):
+        (home.kit("north") / "kit.json").write_text(content)
+        with pytest.raises(ConfigError, match="damaged"):
+            read_kit(site(home.kit("north")))
+
+
+def halves(folder: Path, *names: str) -> Path:
+    """A folder with what these hospitals sent."""
+    folder.mkdir()
+    for name in names:
+        content = public_identity.write(
+            name, Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
+        )
+        (folder / f"{name}{SUFFIX}").write_bytes(content)
+    return folder
+
+
+def refused(sent: Path, tmp_path: Path) -> str:
+    home = Home(tmp_path / "none")
+    with pytest.raises(ConfigError) as refusal:
+        provision(FEDERATION, home, sent)
+    assert not home.path.exists()
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_missing_halves_are_named_with_the_command(tmp_path: Path) -> None:
+    for folder in (halves(tmp_path / "sent"), tmp_path / "nowhere"):
+        said = refused(folder, tmp_path)
+        assert "no public half of east, north: each of them runs hospital identity create" in said
+    assert "no public half of east:" in refused(halves(tmp_path / "one", "north"), tmp_path)
+
+
+def test_a_half_that_is_of_nobody_is_refused(tmp_path: Path) -> None:
+    sent = halves(tmp_path / "sent", "north", "east", "mole")
+    assert "is of no hospital in federation.yaml" in refused(sent, tmp_path)
+    (sent / f"mole{SUFFIX}").rename(sent / f"\x1b[2Jx{SUFFIX}")
+    assert "\x1b" not in refused(sent, tmp_path)
+
+
+def test_a_half_under_another_hospitals_name_is_refused(tmp_path: Path) -> None:
+    sent = halves(tmp_path / "sent", "north", "east")
+    shutil.copy(sent / f"north{SUFFIX}", sent / f"east{SUFFIX}")
+    assert "is of 'north'; a file has its hospital's name" in refused(sent, tmp_path)
+
+
+@pytest.mark.parametrize("shared", ["identity", "node key"])
+def test_one_key_for_two_hospitals_is_refused(shared: str, tmp_path: Path) -> None:
+    sent = halves(tmp_path / "sent")
+    own, node = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
+    for name in FEDERATION.hospitals:
+        content = public_identity.write(
+            name,
+            own if shared == "identity" else Ed25519PrivateKey.generate(),
+            node if shared == "node key" else ec.generate_private_key(ec.SECP384R1()),
+        )
+        (sent / f"{name}{SUFFIX}").write_bytes(content)
+    assert f"east and north have the same {shared}" in refused(sent, tmp_path)
+
+
+def test_hostile_halves_are_refused(tmp_path: Path) -> None:
+    sent = halves(tmp_path / "sent", "north", "east")
+    path = sent / f"north{SUFFIX}"
+    whole = path.read_bytes()
+    other = json.loads((sent / f"east{SUFFIX}").read_bytes())
+    swapped = json.loads(whole) | {"node_key": other["node_key"]}
+    for content, words in (
+        (b"", "is not the public half"),
+        (b"[" * 10_000, "is not the public half"),
+        (whole[:-20], "is not the public half"),
+        (b" " * 100_000, "larger than"),
+        (json.dumps(swapped).encode(), "a signature in it is wrong"),
+    ):
+        path.write_bytes(content)
+        assert words in refused(sent, tmp_path)
+    path.unlink()
+    os.mkfifo(path)  # would be waited for
+    assert "is not a file" in refused(sent, tmp_path)
 
 
 def test_a_changed_roster_is_refused(home: Home) -> None:
@@ -75,8 +195,10 @@ def test_a_changed_roster_is_refused(home: Home) -> None:
 
 
 def test_a_full_folder_is_not_overwritten(home: Home) -> None:
+    before = home.roster_file.read_bytes()
     with pytest.raises(ConfigError, match="not empty"):
-        provision(FEDERATION, home)
+        provision(FEDERATION, home, home.path.parent / "coordinator-identities")
+    assert home.roster_file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -101,7 +223,7 @@ def test_a_wrong_federation_file_is_one_line(text: str, words: str, tmp_path: Pa
 def test_tls_with_the_kit_and_the_server_certificate(home: Home) -> None:
     """A peer that trusts only the authority accepts the server, and no other authority's server."""
     other = Home(home.path.parent / "other")
-    provision(FEDERATION, other)
+    provision(FEDERATION, other, home.path.parent / "coordinator-identities")
     assert handshake(home, home) == "TLSv1.3"
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(home, other)

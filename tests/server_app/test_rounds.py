@@ -15,8 +15,8 @@ from flwr.common.constant import ErrorCode
 from federation import messages, wire
 from federation.messages import Answer, Reason, Trained
 from federation.schema import Experiment
+from server_app.aggregation.plain import norm, weighted_mean
 from server_app.exchange import TooFewHospitals
-from server_app.rounds import norm, weighted_mean
 from server_app.state import Checkpoint, RunFolder
 from tests.in_process import START, UNREADABLE, InProcessGrid, Node, adding, conductor, experiment
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from server_app.report import wording, write_report
 from server_app.report.privacy import right_guess, section
 from server_app.report.read import read_run
+from server_app.report.reasons import REASONS
 from server_app.report.style import CSS
 from tests.server_app.report.parsed_page import Page, row, text, values
 from tests.server_app.report.synthetic_private_run import ACCOUNTANT, write_private_run
@@ -174,7 +175,7 @@ def test_a_budget_that_ran_out_midway_is_seen(tmp_path: Path) -> None:
     spent = last["hospitals"]["west"]["spent"]
     assert values(cells)[1:3] == [spent["run_epsilon"], spent["epsilon"]]
     assert values(cells)[-2] == 13 * 20
-    assert wording.REASONS["budget_spent"][1] in text(html)
+    assert REASONS["budget_spent"][1] in text(html)
     assert "not evaluated: privacy budget spent" in row(html, "Quality by hospital", "west")[1]
     assert wording.at_least(spent["budget"] - spent["epsilon"]) in html.split("</header>")[0]
 

@@ -12,6 +12,7 @@ import pytest
 
 from federation.messages import Reason
 from server_app.report import Sample, wording, write_report
+from server_app.report.reasons import REASONS
 from server_app.report.style import CSS
 from tests.server_app.report.parsed_page import Page
 from tests.server_app.report.synthetic_run import write_run
@@ -122,7 +123,7 @@ def test_who_left_and_why_is_explained(tmp_path: Path) -> None:
     write_run(tmp_path, rounds=5, left=left)
     _, page = write(tmp_path)
     text = " ".join(page.text.split())
-    assert wording.REASONS["out_of_memory"][1] in text
+    assert REASONS["out_of_memory"][1] in text
     assert "brand_new" in text
     assert "2 2, 4" in text  # rounds left, and which
     assert "2 of 4" in text  # took part in round 4

@@ -1,0 +1,63 @@
+"""Error feedback: what a round's update lost in the codec, kept here and added to the next one.
+
+    residuals/RUN/ROUND.npy   float32, over the values that the codec exchanges
+
+A round that is done again starts from what the rounds before it left, as it did the first time; so the
+two newest are kept. The files hold what was left over of updates, and never leave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_app.private_file import write_private
+
+_KEPT = 2
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The files of one run."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, state: Path, run: str) -> Residual:
+        return cls(state / "residuals" / hashlib.sha256(run.encode()).hexdigest()[:32])
+
+    def before(self, round_: int) -> NDArray[np.float32] | None:
+        """What the newest round before this one left; None where there was none, or it is damaged."""
+        rounds = [number for number in self._rounds() if number < round_]
+        if not rounds:
+            return None
+        try:
+            left: NDArray[np.float32] = np.load(self._file(max(rounds)), allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return left if left.dtype == np.float32 and left.ndim == 1 else None
+
+    def keep(self, round_: int, left: NDArray[np.float32]) -> None:
+        """Raises ConfigError: the folder cannot be written to."""
+        content = io.BytesIO()
+        np.save(content, left, allow_pickle=False)
+        write_private(self._file(round_), content.getvalue())
+        for number in self._rounds():
+            if number > round_ or number not in self._rounds()[-_KEPT:]:
+                self._file(number).unlink(missing_ok=True)
+        runs = sorted(self.folder.parent.iterdir(), key=lambda run: run.stat().st_mtime_ns)
+        for old in runs[:-_RUNS]:
+            for file in old.glob("*.npy"):
+                file.unlink(missing_ok=True)
+
+    def _rounds(self) -> list[int]:
+        return sorted(int(file.stem) for file in self.folder.glob("*.npy") if file.stem.isdigit())
+
+    def _file(self, round_: int) -> Path:
+        return self.folder / f"{round_}.npy"

@@ -1,0 +1,111 @@
+"""Integers of b bits in as few bytes as they need.
+
+The bytes are those of the number Σ xᵢ·2^(b·i), little-endian: integer i takes the bits b·i to
+b·i + b − 1, and bit j is bit j mod 8 of byte ⌊j / 8⌋. The bits after the last integer are 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.messages import Reason, WireError
+
+MOST_BITS = 32
+_GROUP = 64  # integers that fill whole words of 64 bits, whatever b is
+_AT_ONCE = 1 << 10  # groups worked on at a time: they stay in the processor's cache
+
+
+def packed_length(count: int, bits: int) -> int:
+    """Bytes that `count` integers of `bits` bits take."""
+    return (count * bits + 7) // 8
+
+
+def pack(integers: NDArray[Any], bits: int) -> bytes:
+    """The integers mod 2^bits, one after the other.
+
+    Args:
+        integers: (n,) of any integer type; negative ones count as 2^bits + them.
+        bits: 1 to 32.
+    """
+    _require_bits(bits)
+    count = len(integers)
+    if bits in (8, 16, 32):
+        return np.ascontiguousarray(integers).astype(f"<u{bits // 8}").tobytes()
+    groups = -(-count // _GROUP)
+    packed = np.empty((groups, bits), "<u8")
+    for first in range(0, groups, _AT_ONCE):
+        part = integers[first * _GROUP : (first + _AT_ONCE) * _GROUP]
+        rows = -(-len(part) // _GROUP)
+        padded = np.zeros(rows * _GROUP, np.uint64)
+        # through int64, so that a negative number keeps its lowest bits
+        padded[: len(part)] = part.astype(np.int64, copy=False).view(np.uint64)
+        padded &= np.uint64((1 << bits) - 1)
+        packed[first : first + rows] = _to_words(padded.reshape(rows, _GROUP), bits)
+    return packed.tobytes()[: packed_length(count, bits)]
+
+
+def unpack(packed: bytes | memoryview, bits: int, length: int) -> NDArray[np.uint32]:
+    """What `pack` was given, mod 2^bits: uint32 (length,).
+
+    Raises:
+        WireError: other than the exact number of bytes, or a bit behind the last integer is not 0.
+    """
+    _require_bits(bits)
+    size = packed_length(length, bits)
+    if len(packed) != size:
+        raise WireError(Reason.MALFORMED)
+    if length == 0:
+        return np.empty(0, np.uint32)
+    unused = 8 * size - bits * length
+    if packed[-1] >> (8 - unused):
+        raise WireError(Reason.MALFORMED)
+    if bits in (8, 16, 32):
+        return np.frombuffer(packed, f"<u{bits // 8}").astype(np.uint32)
+    groups = -(-length // _GROUP)
+    unpacked = np.empty((groups, _GROUP), np.uint32)
+    group_bytes = 8 * bits
+    for first in range(0, groups, _AT_ONCE):
+        part = bytes(packed[first * group_bytes : (first + _AT_ONCE) * group_bytes])
+        rows = -(-len(part) // group_bytes)
+        words = np.frombuffer(part.ljust(rows * group_bytes, b"\0"), "<u8").reshape(rows, bits)
+        unpacked[first : first + rows] = _from_words(words, bits)
+    return unpacked.reshape(-1)[:length]
+
+
+def signed(integers: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:
+    """Numbers mod 2^bits as those nearest to 0: −2^(bits−1) to 2^(bits−1) − 1."""
+    shift = np.int32(MOST_BITS - bits)
+    return (integers.astype(np.uint32).view(np.int32) << shift) >> shift
+
+
+def _to_words(integers: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """(rows, 64) to (rows, bits)."""
+    words = np.zeros((bits, len(integers)), np.uint64)
+    columns = np.ascontiguousarray(integers.T)
+    for at, column in enumerate(columns):
+        word, offset = divmod(at * bits, 64)
+        words[word] |= column << np.uint64(offset)
+        if offset + bits > 64:
+            words[word + 1] |= column >> np.uint64(64 - offset)
+    return words.T
+
+
+def _from_words(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """(rows, bits) to (rows, 64)."""
+    columns = np.ascontiguousarray(words.T)
+    integers = np.empty((_GROUP, words.shape[0]), np.uint64)
+    for at in range(_GROUP):
+        word, offset = divmod(at * bits, 64)
+        np.right_shift(columns[word], np.uint64(offset), out=integers[at])
+        if offset + bits > 64:
+            integers[at] |= columns[word + 1] << np.uint64(64 - offset)
+    integers &= np.uint64((1 << bits) - 1)
+    return integers.T
+
+
+def _require_bits(bits: int) -> None:
+    if not 1 <= bits <= MOST_BITS:
+        raise ValueError(f"integers of {bits} bits cannot be packed: 1 to {MOST_BITS}")

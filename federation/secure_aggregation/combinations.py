@@ -1,0 +1,46 @@
+"""What cannot be had together with sums that nobody can take apart; refused before anything is sent."""
+
+from __future__ import annotations
+
+from federation import strategies
+from federation.codec.chain import Chain
+from federation.schema import ConfigError, Experiment
+
+
+def require_summable(experiment: Experiment, chain: Chain | None) -> Chain:
+    """The codec, if hospitals' updates in it can be summed in secret.
+
+    Raises:
+        ConfigError: what is in the way, and the way out.
+    """
+    secure = experiment.secure_aggregation
+    if secure is None:
+        raise ValueError("nothing is summed in secret")
+    how = f"secure_aggregation={secure.name}"
+    if chain is None:
+        raise ConfigError(
+            f"{how} adds integers, and codec=none has none: choose codec=int16 or int8"
+        )
+    if chain.unshared is not None:
+        raise ConfigError(
+            f"{how} cannot add up what {chain.unshared} sends, since its numbers do not mean the same "
+            "at all hospitals: choose codec=int16, int8 or int4, with rand_k or adapters before it"
+        )
+    if strategies.needs_single_updates(experiment):
+        raise ConfigError(
+            f"strategy={experiment.strategy.name} looks at single updates, which {how} keeps from the "
+            "coordinator: choose a strategy that needs their mean alone, such as fedavg, or "
+            "secure_aggregation=none"
+        )
+    if experiment.participation.largest_update_norm is not None:
+        raise ConfigError(
+            f"participation.largest_update_norm looks at single updates, which {how} keeps from the "
+            "coordinator: leave it null"
+        )
+    hospitals = experiment.participation.hospitals
+    if hospitals is not None and len(hospitals) < max(secure.least, 3):
+        raise ConfigError(
+            f"{how} needs {max(secure.least, 3)} hospitals, and participation.hospitals names "
+            f"{len(hospitals)}: name more, or lower secure_aggregation.least (never below 3)"
+        )
+    return chain
