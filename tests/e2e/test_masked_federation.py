@@ -28,7 +28,7 @@ VICTIMS = {
 }
 MASKED = [
     *TINY, "secure_aggregation=masks", "codec=int8", "rounds=2", "participation.least=4",
-    "participation.attempts=1", "participation.deadline=45",
+    "participation.attempts=1", "participation.deadline=120",
 ]  # fmt: skip
 
 
