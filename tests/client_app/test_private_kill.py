@@ -46,10 +46,15 @@ def test_charged_is_never_less_than_released(small: Hospital) -> None:
                 for _ in range(2):
                     note(released, firing.stdout.readline().split())
                 pace = time.monotonic() - began
+            before = sum(map(len, released.values()))
             time.sleep(instants.uniform(0, pace))
             os.kill(child, signal.SIGKILL)
             while (words := firing.stdout.readline().split()) != ["ended"]:
                 note(released, words)
+            # A machine's pace changes while others work on it: longer after a kill that came
+            # before any answer, shorter after one that came late.
+            answers_here = sum(map(len, released.values())) - before
+            pace *= {0: 1.15, 1: 1.0}.get(answers_here, 0.9)
             charges: Counter[tuple[str, int]] = Counter()
             with small.ledger() as ledger:  # opening verifies the whole chain
                 for charge in ledger.charges():
