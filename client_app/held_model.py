@@ -15,7 +15,7 @@ from pathlib import Path
 from client_app.policy import Refused
 from federation import wire
 from federation.codec import down
-from federation.messages import Reason, Request, Shape
+from federation.messages import Arrays, Reason, Request, Shape
 
 _KEPT = 3  # runs whose models are held
 _DIGEST = 32
@@ -31,20 +31,21 @@ class HeldModel:
     def of(cls, state: Path, run: str) -> HeldModel:
         return cls(state / "models" / hashlib.sha256(run.encode()).hexdigest()[:32])
 
-    def whole(self, request: Request, blob: bytes, shape: Shape) -> bytes:
-        """The model of a request as `wire.pack` writes it, whichever way it came; held from now on.
+    def whole(self, request: Request, blob: bytes, shape: Shape) -> tuple[Arrays, bytes]:
+        """The model of a request and how `wire.pack` writes it, whichever way it came; held from now on.
 
         Raises:
             Refused: it came as a difference to a model that is not held (any more).
-            WireError: the difference is none.
+            WireError: the difference is none, or what came is no model of this shape.
         """
         if request.base is not None:
             held = self._read(request.base)
             if held is None:
                 raise Refused(Reason.NO_MODEL)
             blob = wire.pack(down.apply(wire.unpack(held, shape), blob))
+        arrays = wire.unpack(blob, shape)
         self._write(request.round - 1, blob)
-        return blob
+        return arrays, blob
 
     def _read(self, round_: int) -> bytes | None:
         try:

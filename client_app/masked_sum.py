@@ -118,7 +118,7 @@ class MaskedSum:
 
     def _shared(self, session: Session, adverts: bytes) -> bytes:
         """Shares of this hospital's secrets, sealed for each hospital that gave keys."""
-        secrets = Secrets.from_bytes(session.secrets)
+        secrets = self._secrets(session)
         reply = letters.sealed_to_bytes(masks.share(secrets, self._verified(adverts, secrets)))
         self.sessions.keep(session.answers(Phase.SHARE, adverts, reply, cohort=adverts))
         return reply
@@ -136,7 +136,7 @@ class MaskedSum:
             return
         if session.round <= self.sessions.opened:
             raise Refused(Reason.REPLAYED)
-        secrets = Secrets.from_bytes(session.secrets)
+        secrets = self._secrets(session)
         cohort = self._verified(session.cohort, secrets)
         held = masks.receive(secrets, cohort, letters.sealed_from_bytes(letter), least=self.least)
         self.sessions.keep(session.answers(Phase.WORK, letter, b"", held=held.to_bytes()))
@@ -247,8 +247,17 @@ class MaskedSum:
         session = self._session
         if not session.held:
             raise Refused(Reason.NO_KEYS)
-        secrets = Secrets.from_bytes(session.secrets)
+        secrets = self._secrets(session)
         return secrets, self._verified(session.cohort, secrets), Held.from_bytes(session.held)
+
+    def _secrets(self, session: Session) -> Secrets:
+        """Raises Refused, ProtocolError: none, or another hospital's or run's, put here by somebody."""
+        secrets = Secrets.from_bytes(session.secrets)
+        own = (self.asked.site.hospital, self.asked.request.run, session.round, session.attempt)
+        occasion = secrets.occasion
+        if (secrets.hospital, occasion.run, occasion.round, occasion.attempt) != own:
+            raise Refused(Reason.NO_KEYS)
+        return secrets
 
     def _verified(self, adverts: bytes, own: Secrets) -> Cohort:
         return masks.cohort(

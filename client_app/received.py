@@ -79,12 +79,13 @@ def receive(asked: Asked) -> Received:
         raise Refused(Reason.BAD_SITE) from error
     network = models.build(experiment.model, task, seed=experiment.seed)
     shape = Shape.of(models.arrays_of(network))
-    packed = asked.blob
     if experiment.codec is not None and experiment.codec.down == "differences":
-        packed = HeldModel.of(site.state, asked.request.run).whole(asked.request, packed, shape)
+        held = HeldModel.of(site.state, asked.request.run)
+        arrays, packed = held.whole(asked.request, asked.blob, shape)
     elif asked.request.base is not None:
         raise WireError(Reason.MALFORMED)
-    arrays = wire.unpack(packed, shape)
+    else:
+        arrays, packed = wire.unpack(asked.blob, shape), asked.blob
     network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
     chain = None
     if experiment.codec is not None:

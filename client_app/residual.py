@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,10 @@ class Residual:
             return None
         try:
             left: NDArray[np.float32] = np.load(self._file(max(rounds)), allow_pickle=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return None
-        return left if left.dtype == np.float32 and left.ndim == 1 else None
+        usable = left.dtype == np.float32 and left.ndim == 1 and np.isfinite(left).all()
+        return left if usable else None
 
     def keep(self, round_: int, left: NDArray[np.float32]) -> None:
         """Raises ConfigError: the folder cannot be written to."""
@@ -53,8 +55,7 @@ class Residual:
                 self._file(number).unlink(missing_ok=True)
         runs = sorted(self.folder.parent.iterdir(), key=lambda run: run.stat().st_mtime_ns)
         for old in runs[:-_RUNS]:
-            for file in old.glob("*.npy"):
-                file.unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
 
     def _rounds(self) -> list[int]:
         return sorted(int(file.stem) for file in self.folder.glob("*.npy") if file.stem.isdigit())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -19,6 +19,8 @@ from federation.messages import (
     Evaluated,
     Expected,
     Lodged,
+    Phase,
+    Protected,
     Reason,
     Request,
     Shape,
@@ -391,3 +393,158 @@ def test_half_of_what_is_lodged_is_no_request() -> None:
         del records["head"][missing]
         with pytest.raises(WireError):
             wire.request_from_records(records)
+
+
+# --- steps of a secure sum, differences, scales ---------------------------------------------------
+
+STEP = replace(
+    REQUEST, base=2, scales=b"\1\0\xff\xff", phase=Phase.SIGN, attempt=3, letter=b"\0letter\xff"
+)
+PROTECTED = Expected(Shape.of(MODEL), METRICS, protected=8)
+SPENT_ON_IT = Spent(1.0, 0.5, 8.0, 1e-5, "rdp", LODGED)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_step_s_request_comes_back_as_it_was(phase: Phase) -> None:
+    for request in (replace(STEP, phase=phase), replace(STEP, phase=phase, base=None, scales=b"")):
+        records = wire.request_to_records(request, b"blob")
+        assert wire.request_from_records(records) == request
+        assert wire.blob(records) == b"blob"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"phase": "peek"},
+        {"phase": 3},
+        {"phase": ""},
+        {"attempt": -1},
+        {"attempt": 1 << 31},
+        {"attempt": 1.0},
+        {"attempt": True},
+        {"letter": "text"},
+        {"letter": b"x" * ((4 << 20) + 1)},
+        {"base": -1},
+        {"base": "1"},
+        {"scales": [1, 2]},
+        {"scales": b"x" * ((4 << 20) + 1)},
+    ],
+)
+def test_a_step_that_is_none_is_refused(changes: dict[str, Any]) -> None:
+    records = wire.request_to_records(STEP, b"")
+    records["head"].update(changes)
+    with pytest.raises(WireError) as refused:
+        wire.request_from_records(records)
+    assert refused.value.reason in {Reason.MALFORMED, Reason.TOO_LARGE}
+
+
+def test_a_part_of_a_step_is_no_request() -> None:
+    for missing in ("phase", "attempt", "letter"):
+        records = wire.request_to_records(STEP, b"")
+        del records["head"][missing]
+        with pytest.raises(WireError):
+            wire.request_from_records(records)
+
+
+def protected(**changes: Any) -> RecordDict:
+    made = Answer(3, protected=Protected(b"letter", b"12345678"))
+    return wire.answer_to_records(replace(made, **changes))
+
+
+def test_a_protected_answer_comes_back_as_it_was() -> None:
+    arrived = wire.answer_from_records(protected(), STEP, PROTECTED)
+    assert arrived == Answer(3, protected=Protected(b"letter", b"12345678"))
+    spent = wire.answer_from_records(
+        protected(spent=SPENT_ON_IT), STEP, replace(PROTECTED, private=True)
+    )
+    assert spent.spent == SPENT_ON_IT
+
+
+def test_nothing_readable_comes_beside_what_is_protected() -> None:
+    """A hospital's program that forgets itself is refused by the coordinator too."""
+    trained = Trained({n: a * 0 for n, a in MODEL.items()}, 3, examples=5, loss=0.5, seconds=1.0)
+    evaluated = Evaluated({"dice": 0.5}, examples=2, patients=1)
+    for told in ({"trained": trained}, {"evaluated": evaluated}, {"spent": SPENT_ON_IT}):
+        with pytest.raises(WireError) as refused:
+            wire.answer_from_records(protected(**told), STEP, PROTECTED)
+        assert refused.value.reason is Reason.MALFORMED
+    readable = wire.answer_to_records(Answer(3, trained=trained))
+    with pytest.raises(WireError):
+        wire.answer_from_records(readable, STEP, PROTECTED)
+
+
+@pytest.mark.parametrize(
+    ("expected", "reason"),
+    [
+        (replace(PROTECTED, protected=7), Reason.TOO_LARGE),
+        (replace(PROTECTED, protected=0), Reason.TOO_LARGE),
+        (replace(PROTECTED, private=True), Reason.MALFORMED),  # says nothing of its ledger
+        (replace(PROTECTED, protected=None), Reason.MALFORMED),  # a run without a secure sum
+    ],
+)
+def test_a_protected_answer_where_another_is_expected(expected: Expected, reason: Reason) -> None:
+    with pytest.raises(WireError) as refused:
+        wire.answer_from_records(protected(), STEP, expected)
+    assert refused.value.reason is reason
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["phase", "attempt", "letter", "base", "scales", "round", "train"]),
+        st.one_of(VALUES, st.binary(max_size=30), st.sampled_from(list(Phase))),
+    ),
+    left_out=st.sets(st.sampled_from(["phase", "attempt", "letter", "base", "scales"]), max_size=2),
+    more=st.booleans(),
+)
+def test_whatever_the_fields_hold_a_step_is_whole_or_refused(
+    changes: dict[str, Any], left_out: set[str], more: bool
+) -> None:
+    records = wire.request_to_records(STEP, b"")
+    for name in left_out:
+        del records["head"][name]
+    records["head"].update({key: _plain(value) for key, value in changes.items()})
+    if more:
+        records["head"]["more"] = 1
+    try:
+        arrived = wire.request_from_records(records)
+    except WireError:
+        return
+    assert not more
+    assert wire.request_from_records(wire.request_to_records(arrived, b"")) == arrived
+    assert 0 <= arrived.attempt < 1 << 31
+    assert arrived.base is None or 0 <= arrived.base < 1 << 31
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["letter", "round", "refused", "blob", "loss", "patients", "epsilon"]),
+        st.one_of(VALUES, st.binary(max_size=30)),
+    ),
+    left_out=st.sets(st.sampled_from(["letter", "round", "blob"]), max_size=2),
+    private=st.booleans(),
+)
+def test_whatever_the_fields_hold_a_protected_answer_is_whole_or_refused(
+    changes: dict[str, Any], left_out: set[str], private: bool
+) -> None:
+    records = protected(spent=SPENT_ON_IT) if private else protected()
+    for name in left_out:
+        del records["head"][name]
+    records["head"].update({key: _plain(value) for key, value in changes.items()})
+    expected = replace(PROTECTED, private=private)
+    try:
+        arrived = wire.answer_from_records(records, STEP, expected)
+    except WireError:
+        return
+    if arrived.refused is not None:
+        assert arrived.protected is None
+        return
+    assert arrived.protected is not None
+    assert len(arrived.protected.blob) <= 8
+    assert (arrived.trained, arrived.evaluated, arrived.tallied) == (None, None, None)
+    assert (arrived.spent is not None) == private
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Phase) else value
