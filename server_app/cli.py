@@ -91,7 +91,7 @@ def run(
     """
     from server_app import launch
     from server_app.control import Control
-    from server_app.progress import RoundsTable, cost_lines
+    from server_app.progress import RoundsTable, cost_lines, plan_lines
 
     own, hydra = _split(overrides or [])
     place = Home(home)
@@ -107,7 +107,8 @@ def run(
             from server_app.compose import experiment as compose
 
             experiment = compose(hydra)
-            for line in cost_lines(experiment):
+            asked = experiment.participation.hospitals or place.roster().members
+            for line in (*plan_lines(experiment, len(asked)), *cost_lines(experiment)):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
             name = own.get("run") or _new_name(experiment.name)
             launched = launch.start(place, control, experiment, name)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from federation.schema import Experiment
+from server_app import described
 from server_app.state import RunFolder
 
 _ROWS = 12  # newest rounds shown while a run is live
@@ -27,6 +28,7 @@ class RoundsTable:
         self.headline: str = folder.record()["task"]["headline"]
         experiment = folder.experiment()
         rounds, self.private = experiment.rounds, experiment.privacy is not None
+        self.masked = experiment.secure_aggregation is not None
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -73,7 +75,7 @@ class RoundsTable:
             "MB",
             "ε spent" if self.private else "loss",
             self.headline,
-            "worst hospital",
+            "in the sum" if self.masked else "worst hospital",
             "left out",
         ):
             table.add_column(title, justify="right" if title != "left out" else "left")
@@ -89,9 +91,14 @@ class RoundsTable:
             text = f"round {number}: {seconds} s, {megabytes} MB, {what} {told or 'not known'}"
             return f"{text}, left out: {left}" if left else text
         value, low = evaluation_values(row, self.headline)
-        if not value:
-            return f"  after round {row['round']}: {self.headline} not known"
-        return f"  after round {row['round']}: {self.headline} {value}, worst {low}"
+        text = f"  after round {row['round']}: {self.headline} {value or 'not known'}"
+        if "summed_over" in row:
+            over, patients = row["summed_over"], row["held_out_patients"]
+            text += f", of {len(over)} hospitals together"
+            text += f" ({patients} patients)" if patients else ""
+            left = _left_out(row)
+            return f"{text}, left out: {left}" if left else text
+        return f"{text}, worst {low}" if value else text
 
 
 def round_values(
@@ -100,17 +107,27 @@ def round_values(
     """A round's cells: number, seconds, MB both ways, mean loss, headline, worst, left out.
 
     In place of the loss, which a private run does not have, what the run has cost the patients of the
-    hospital where it cost most.
+    hospital where it cost most. In place of the worst hospital, which nobody knows of a run under masks,
+    how many are in the round's sum.
     """
     hospitals = row["hospitals"]
     moved = sum(h["bytes_down"] + h["bytes_up"] for h in hospitals.values()) / 1e6
     losses = [h["loss"] for h in hospitals.values() if "loss" in h and h["status"] == "ok"]
-    left = ", ".join(f"{n} ({h['reason']})" for n, h in hospitals.items() if h["status"] != "ok")
     value, low = evaluation_values(evaluation, headline)
     told = f"{sum(losses) / len(losses):.3f}" if losses else ""
+    if "summed" in row:
+        loss, low = row["summed"].get("loss"), str(len(row["summed"]["hospitals"]))
+        told = "" if loss is None else f"{loss:.3f}"
     spent = [h["spent"]["run_epsilon"] for h in hospitals.values() if "spent" in h]
     told = f"{max(spent):.2f}" if spent else told
-    return str(row["round"]), f"{row['seconds']:.1f}", f"{moved:.1f}", told, value, low, left
+    seconds = f"{row['seconds']:.1f}"
+    return str(row["round"]), seconds, f"{moved:.1f}", told, value, low, _left_out(row)
+
+
+def _left_out(row: dict[str, Any]) -> str:
+    """Who is not in a round or an evaluation, and why."""
+    hospitals = row["hospitals"]
+    return ", ".join(f"{n} ({h['reason']})" for n, h in hospitals.items() if h["status"] != "ok")
 
 
 def evaluation_values(row: dict[str, Any] | None, headline: str) -> tuple[str, str]:
@@ -119,6 +136,62 @@ def evaluation_values(row: dict[str, Any] | None, headline: str) -> tuple[str, s
         return "", ""
     low = row["worst"].get(headline)
     return f"{row['overall'][headline]:.3f}", f"{low['value']:.3f} {low['hospital']}" if low else ""
+
+
+def plan_lines(experiment: Experiment, hospitals: int) -> list[str]:
+    """What the coordinator will be able to read, and how updates travel, for whoever starts a run.
+
+    Args:
+        hospitals: that the run asks.
+    """
+    content = experiment.model_dump(mode="json")
+    codec, secure = content["codec"] or {}, content["secure_aggregation"] or {}
+    lines = [f"the coordinator will be able to read {described.readable(secure, hospitals)}"]
+    stages = (*described.chain(codec), *(["masked"] if secure else ["zstd"] if codec else []))
+    lines.append(
+        f"updates go up as {' → '.join(stages) or 'float32'}: {_size(experiment, hospitals)}"
+    )
+    if codec:
+        lines.append(f"models go down as {described.down(codec)}")
+    return lines
+
+
+def _size(experiment: Experiment, hospitals: int) -> str:
+    whole, first, then, bits = update_bytes(experiment, hospitals)
+    if experiment.codec is None:
+        return f"{whole / 1e6:.2f} MB a hospital and round"
+    masked = experiment.secure_aggregation is not None
+    start, later = (f"{size / 1e6:.2f} MB, {size / whole:.0%} of float32" for size in (first, then))
+    told = f"{later}, a hospital and round" + (f" (the first: {start})" if start != later else "")
+    if masked:
+        return f"{told}; {bits} bits a value, with room for the sum of {hospitals}"
+    return f"at most {told}"
+
+
+def update_bytes(experiment: Experiment, hospitals: int) -> tuple[int, int, int, int]:
+    """Bytes of a hospital's update as it is, in the first round and in later ones, and bits of a value.
+
+    Under masks they are these, keys and figures aside; without, at most these, since zstd follows.
+    """
+    from federation import models, tasks
+    from federation.codec import chain, packing
+    from federation.secure_aggregation.stream import headroom
+
+    task = tasks.build(experiment.task)
+    network = models.build(experiment.model, task, seed=experiment.seed)
+    whole = sum(array.nbytes for array in models.arrays_of(network).values())
+    if experiment.codec is None:
+        return whole, whole, whole, 32
+    codec = chain.build(experiment.codec, network, seed=experiment.seed)
+    if experiment.secure_aggregation is None:
+        first, then = (codec.largest_blob(round=number) for number in (1, 2))
+        return whole, first, then, codec.bits(round=2)
+    widths = [headroom(codec.bits(round=number), hospitals) for number in (1, 2)]
+    first, then = (
+        packing.packed_length(codec.length(round=number), width)
+        for number, width in zip((1, 2), widths, strict=True)
+    )
+    return whole, first, then, widths[1]
 
 
 def cost_lines(experiment: Experiment) -> list[str]:

@@ -24,7 +24,9 @@ def charts(run: Run) -> tuple[Chart, ...]:
         found = [
             _metric(run, run.headline, "headline"),
             _metric(run, "loss", "held-out-loss") if run.headline != "loss" else None,
-            _of_answers(run, "loss", "training-loss", "Training loss", "mean loss of a round"),
+            _summed_loss(run)
+            if run.masked
+            else _of_answers(run, "loss", "training-loss", "Training loss", "mean loss of a round"),
             _update_norms(run),
             _time(run),
             _bytes(run),
@@ -98,6 +100,17 @@ def _of_answers(run: Run, quantity: str, key: str, title: str, axis: str) -> Cha
     return lines_chart(key, title, axis, lines, said, worst=worst)
 
 
+def _summed_loss(run: Run) -> Chart | None:
+    mean = {r.number: r.summed.loss for r in run.rounds if r.summed and r.summed.loss is not None}
+    if not mean:
+        return None
+    first, last = (wording.decimal(mean[number]) for number in (min(mean), max(mean)))
+    said = f"From {first} to {last}, over all hospitals of each sum; of none alone it is known."
+    return lines_chart(
+        "training-loss", "Training loss", "mean loss of a round", {}, said, worst=None, mean=mean
+    )
+
+
 def _update_norms(run: Run) -> Chart | None:
     lines = _by_hospital(run, lambda answer: answer.update_norm)
     step = {r.number: r.norm for r in run.rounds if r.norm is not None}
@@ -109,9 +122,11 @@ def _update_norms(run: Run) -> Chart | None:
         said += " The dashed line is the step of the global model."
     if run.private:
         said += " Most of an update's size may be noise."
+    if run.masked:
+        said = "The change of the global model. How large single updates were is not known."
     return lines_chart(
         "update-norm",
-        "Size of the updates",
+        "Size of the step" if run.masked else "Size of the updates",
         "L2 norm",
         lines,
         said,
@@ -132,7 +147,12 @@ def _time(run: Run) -> Chart | None:
         f"{wording.duration(total / len(rounds))} on average"
     )
     stacks = {"from request to last answer": seconds}
-    if any(r.longest() is not None for r in rounds):  # a private round does not tell
+    if any("work" in r.steps for r in rounds):
+        work = [min(r.steps.get("work", 0.0), r.seconds or 0.0) for r in rounds]
+        rest = [whole - part for whole, part in zip(seconds, work, strict=True)]
+        stacks = {"evaluation, training, masking": work, "keys, signing, opening": rest}
+        said += f"; {sum(rest) / total if total else 0:.0%} of it was keys, signing and opening"
+    elif any(r.longest() is not None for r in rounds):  # a private round does not tell
         stacks, part = _of_the_slowest(rounds, seconds)
         said += f"; {part / total if total else 0:.0%} of it was the slowest hospital's training"
     return bars_chart(

@@ -9,16 +9,25 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-from server_app.report import pictures, privacy, wording
+from server_app.report import pictures, privacy, sending, wording
 from server_app.report.figures import charts
 from server_app.report.pictures import Sample
 from server_app.report.privacy_template import PRIVACY, PROTECTION
+from server_app.report.quality_template import QUALITY
 from server_app.report.read import read_run
 from server_app.report.run import Answer, Evaluation, Interval, Measured, Run
+from server_app.report.sending_template import SENDING
 from server_app.report.style import CSS
 from server_app.report.template import TEMPLATE
 from server_app.state import write_atomically
 
+TEMPLATES = {
+    "page": TEMPLATE,
+    "quality": QUALITY,
+    "privacy": PRIVACY,
+    "sending": SENDING,
+    "protection": PROTECTION,
+}
 MOST_LISTED = 100  # rounds with a row for each hospital: more make the page slow to open
 
 
@@ -52,7 +61,7 @@ def write_report(folder: Path, *, samples: Sequence[Sample] = ()) -> Path:
 def render(run: Run, samples: Sequence[Sample] = ()) -> str:
     """The page as text. Whatever comes from the run is escaped."""
     environment = Environment(
-        loader=DictLoader({"page": TEMPLATE, "privacy": PRIVACY, "protection": PROTECTION}),
+        loader=DictLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -72,6 +81,7 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
         "moment": wording.moment,
         "moment_short": wording.moment_short,
         "metric": wording.metric_label,
+        "percent": wording.percent,
         "reason": wording.reason_label,
     }
     headline = run.headline
@@ -95,6 +105,7 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
         overall=wording.OVERALL[run.metrics_from],
         metrics_noise=run.metrics_noise,
         privacy=privacy.section(run),
+        sending=sending.section(run),
         large_epsilon=privacy.LARGE_EPSILON,
         worst_by_metric=_worst_by_metric(run),
         meanings=[(wording.metric_label(m), wording.metric_meaning(m)) for m in run.metrics],
@@ -234,7 +245,10 @@ def _why(answer: Answer) -> str | None:
 
 
 def _patients(run: Run) -> int | None:
-    """Patients trained on: the most each hospital named in a round, summed."""
+    """Patients trained on: the most each hospital named in a round, summed; or of the largest sum."""
+    together = [r.summed.patients for r in run.rounds if r.summed and r.summed.patients]
+    if run.masked:
+        return max(together, default=None)
     most: dict[str, int] = {}
     for r in run.rounds:
         for answer in r.answers:

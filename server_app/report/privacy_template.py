@@ -6,8 +6,9 @@ PRIVACY = """
 {% if privacy is none %}
 <p>{% if run.private is none %}experiment.json is missing, so that this page cannot tell whether the
 run had differential privacy: take updates, counts and metrics for exact.
-{%- else %}Without differential privacy: updates, counts and metrics are exact, and no bound is proven
-on what they tell of one patient.{% endif %}</p>
+{%- else %}Without differential privacy:
+{{ "the sums of updates, counts and metrics" if run.masked else "updates, counts and metrics" }} are
+exact, and no bound is proven on what they tell of one patient.{% endif %}</p>
 {% else %}
 <p>This run has differential privacy whose unit is the <strong>patient</strong>: whatever leaves a
 hospital is about as likely with all images of any one of its patients as without them. How nearly so
@@ -24,7 +25,7 @@ which the coordinator cannot check.</p>
 <div class="scroll whole pin" tabindex="0" role="region" aria-label="Privacy by hospital">
 <table class="accounts">
 <thead><tr><th scope="col">Hospital</th>
-  <th scope="col" class="n">Patients<br>(declared)</th>
+  {% if not run.masked %}<th scope="col" class="n">Patients<br>(declared)</th>{% endif %}
   <th scope="col" class="n">ε of<br>this run</th>
   <th scope="col" class="n">ε of all<br>its runs</th>
   <th scope="col" class="n">Budget</th>
@@ -41,7 +42,7 @@ which the coordinator cannot check.</p>
   {%- if account.refused_since is not none %}
   <div class="mark alone">budget spent</div>
   <div class="since">left from round {{ account.refused_since }}</div>{% endif %}</th>
-  <td class="n">{{ count(account.patients) }}</td>
+  {% if not run.masked %}<td class="n">{{ count(account.patients) }}</td>{% endif %}
   {% if spent is none %}
   <td colspan="{{ 9 if privacy.accountant is none else 8 }}" class="quiet">
     none of its answers came: it told nothing of its ledger</td>
@@ -115,11 +116,37 @@ PROTECTION = """
     <li>The key from which pseudonyms are made, and the pseudonyms.</li>
     {% if privacy is not none %}
     <li>Exact numbers of patients and images, training loss, sizes of gradients, seconds of work.</li>
+    {% elif run.masked %}
+    <li>Its own update, training loss, numbers of images and metrics, in a form that can be read.</li>
+    <li>Seconds of work.</li>
+    {% endif %}
+    {% if privacy is not none %}
     <li>{% if run.metrics_from == "none" %}Every metric.
       {%- else %}Exact metrics on its patients.{% endif %}</li>
     {% endif %}</ul></div>
   <div class="card"><h3>Leaves the hospital</h3><ul>
+    {% if run.masked %}
+    <li>Each round, public keys and secret shares sealed for the other hospitals, and signatures.</li>
+    <li>The change of the model's weights as integers under masks
+      {{- ", with noise added before" if privacy is not none }}: without the others' it tells
+      nothing.</li>
     {% if privacy is none %}
+    <li>Under the same masks: numbers of patients and images, the loss, and the metrics on held-out
+      patients.</li>
+    {% elif run.metrics_from == "noisy" %}
+    <li>Under the same masks: sums over its held-out patients with noise.</li>
+    {% elif run.metrics_from == "public" %}
+    <li>Under the same masks: metrics on images that it declares public.</li>
+    {% endif %}
+    {% if sending.weighted %}
+    <li>Its weight in the sum, which the coordinator and all hospitals see:
+      {{ "the number of patients that it declares" if privacy is not none
+         else "on how many patients it trains" }}.</li>
+    {% endif %}
+    {% if privacy is not none %}
+    <li>Of its ledger: ε, budget, δ, accountant, how many charges, and a hash of them.</li>
+    {% endif %}
+    {% elif privacy is none %}
     <li>Each round, the change of the model's weights.</li>
     <li>Numbers of patients and images, training loss, seconds of work.</li>
     <li>The metrics on its held-out patients, one value for all of them.</li>
@@ -136,8 +163,13 @@ PROTECTION = """
     <li>A reason from a fixed list when it does not take part.</li></ul></div>
   <div class="card caution"><h3>Not protected in this version</h3><ul>
     {% if privacy is none %}
+    {% if run.masked %}
+    <li>The sums of updates, and the model made of them: from these too, something about the training
+      images can sometimes be inferred.</li>
+    {% else %}
     <li>The coordinator can read each hospital's update: there is no secure aggregation. From
       updates, something about the training images can sometimes be inferred.</li>
+    {% endif %}
     {% if run.private is none %}
     <li>Whether there is differential privacy is not known, since experiment.json is missing.</li>
     {% else %}
@@ -145,9 +177,18 @@ PROTECTION = """
       model, updates, counts and metrics tell of one patient.</li>
     {% endif %}
     {% else %}
+    {% if run.masked %}
+    <li>What the sums tell of one patient is bounded by ε, and what the masks would let out if they
+      failed, by the same ε.</li>
+    {% else %}
     <li>The coordinator can read each hospital's update: there is no secure aggregation. What it can
       learn of one patient from them is bounded by ε, and by ε alone.</li>
+    {% endif %}
     <li>What ε does not cover stands under <a href="#privacy">Privacy</a>.</li>
+    {% endif %}
+    {% if run.masked %}
+    <li>What masks do not promise, and what they assume, stands under
+      <a href="#sending">Secure aggregation</a>.</li>
     {% endif %}
     <li>Treat run folder, model and this report as confidential among the partners.</li></ul></div>
 </div>

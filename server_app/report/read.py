@@ -4,6 +4,9 @@ The report must be readable while the run still goes on, after a crash, and for 
 version: any file but one may be missing, any field may be missing or null, fields not known here
 are passed over, and a line that was cut off is counted and set aside. Nothing is guessed in its
 place: what is not known is `None`.
+
+Of a run under masks nobody knows a single hospital's figures. Should a row have such all the same, they
+are passed over here, so that no table or figure can show what nobody can vouch for.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import safetensors
 
 from federation.schema import ConfigError
 from server_app.report.run import (
@@ -24,6 +30,7 @@ from server_app.report.run import (
     Round,
     Run,
     Spent,
+    Summed,
     Worst,
 )
 
@@ -50,7 +57,8 @@ def read_run(folder: Path) -> Run:
     status = _json_file(folder / "status.json")
     code, task = _mapping(recorded.get("code")), _mapping(recorded.get("task"))
     experiment = _json_file(folder / "experiment.json")
-    rounds, evaluations, broken_lines = _read_metrics(folder / "metrics.jsonl")
+    masked = bool(experiment.get("secure_aggregation"))
+    rounds, evaluations, broken_lines = _read_metrics(folder / "metrics.jsonl", masked)
     return Run(
         name=_text(recorded.get("run")) or folder.resolve().name,
         experiment=experiment,
@@ -74,10 +82,13 @@ def read_run(folder: Path) -> Run:
         rounds=rounds,
         evaluations=evaluations,
         broken_lines=broken_lines,
+        model_bytes=_model_bytes(folder / "model.safetensors"),
     )
 
 
-def _read_metrics(path: Path) -> tuple[tuple[Round, ...], tuple[Evaluation, ...], int]:
+def _read_metrics(
+    path: Path, masked: bool
+) -> tuple[tuple[Round, ...], tuple[Evaluation, ...], int]:
     rounds: dict[int, Round] = {}
     evaluations: dict[int, Evaluation] = {}
     broken = 0
@@ -93,9 +104,12 @@ def _read_metrics(path: Path) -> tuple[tuple[Round, ...], tuple[Evaluation, ...]
         if number is None:
             broken += 1
         elif line.get("kind") == "round":
-            rounds[number] = _round(number, line)
+            made = _round(number, line)
+            rounds[number] = _together(made) if masked or made.summed is not None else made
         elif line.get("kind") == "evaluation":
-            evaluations[number] = _evaluation(number, line)
+            told = _evaluation(number, line)
+            alone = not masked and told.summed_over is None
+            evaluations[number] = told if alone else _measured_together(told)
     return (
         tuple(rounds[number] for number in sorted(rounds)),
         tuple(evaluations[number] for number in sorted(evaluations)),
@@ -122,7 +136,16 @@ def _round(number: int, line: Mapping[str, Any]) -> Round:
         for hospital, told in _by_hospital(line)
     )
     started, seconds = _time(line.get("started")), _number(line.get("seconds"))
-    return Round(number, started, seconds, _number(line.get("norm")), answers)
+    summed = None
+    if told := _mapping(line.get("summed")):
+        summed = Summed(
+            hospitals=_texts(told.get("hospitals")),
+            patients=_whole(told.get("patients")),
+            examples=_whole(told.get("examples")),
+            loss=_number(told.get("loss")),
+        )
+    steps = {step: took for step, took in _numbers(line.get("steps")).items() if took >= 0}
+    return Round(number, started, seconds, _number(line.get("norm")), answers, summed, steps)
 
 
 def _evaluation(number: int, line: Mapping[str, Any]) -> Evaluation:
@@ -148,7 +171,35 @@ def _evaluation(number: int, line: Mapping[str, Any]) -> Evaluation:
         if hospital is not None and value is not None:
             worst[metric] = Worst(hospital, value)
     overall, intervals = _numbers(line.get("overall")), _intervals(line.get("overall_intervals"))
-    return Evaluation(number, measured, overall, worst, intervals)
+    over = _texts(line["summed_over"]) if isinstance(line.get("summed_over"), list) else None
+    held_out = _whole(line.get("held_out_patients"))
+    return Evaluation(number, measured, overall, worst, intervals, over, held_out)
+
+
+def _together(made: Round) -> Round:
+    """A round of which the sum is known, and of each hospital what it moved and what its ledger says."""
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("examples", "patients", "loss", "seconds", "update_norm")
+    )
+    return replace(made, answers=tuple(replace(answer, **unknown) for answer in made.answers))
+
+
+def _measured_together(told: Evaluation) -> Evaluation:
+    measured = tuple(
+        replace(one, examples=None, patients=None, metrics={}, intervals={})
+        for one in told.measured
+    )
+    return replace(told, measured=measured, worst={})
+
+
+def _model_bytes(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return sum(int(file.get_tensor(name).nbytes) for name in file.keys())  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError):
+        return None
 
 
 def _spent(value: object) -> Spent | None:

@@ -75,14 +75,38 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """What is known of hospitals together, where their work was summed under masks.
+
+    Attributes:
+        hospitals: whose work is in the sum.
+        patients, examples: trained on; under privacy as many as the hospitals declare, and no examples.
+        loss: mean over training examples; not of a private run.
+    """
+
+    hospitals: tuple[str, ...] = ()
+    patients: int | None = None
+    examples: int | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
 class Round:
-    """One training round; `norm` is the L2 norm of the step of the global model."""
+    """One training round.
+
+    Attributes:
+        norm: L2 norm of the step of the global model.
+        summed: of a run under masks, whose answers then have no figures of their own.
+        steps: seconds of each step of a sum under masks.
+    """
 
     number: int
     started: datetime | None
     seconds: float | None
     norm: float | None
     answers: tuple[Answer, ...]
+    summed: Summed | None = None
+    steps: Mapping[str, float] = field(default_factory=dict)
 
     def total(self, quantity: str) -> float | None:
         """The sum of one of `Answer`'s quantities over hospitals; None where nobody told it."""
@@ -127,13 +151,20 @@ class Worst:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The global model after a round (round 0: untrained) on all hospitals' held-out patients."""
+    """The global model after a round (round 0: untrained) on all hospitals' held-out patients.
+
+    Attributes:
+        summed_over: of a run under masks, whose metrics are in `overall`; nobody has a figure alone.
+        held_out: patients that these were measured on.
+    """
 
     round: int
     measured: tuple[Measured, ...]
     overall: Mapping[str, float]
     worst: Mapping[str, Worst]
     overall_intervals: Mapping[str, Interval] = field(default_factory=dict)
+    summed_over: tuple[str, ...] | None = None
+    held_out: int | None = None
 
     def values(self, metric: str) -> dict[str, float]:
         """The metric by hospital, where it is known."""
@@ -153,6 +184,7 @@ class Run:
         experiment_text: the same, character for character as it ran.
         experiment_sha256: what the run recorded; compare with `experiment_intact`.
         broken_lines: lines of metrics.jsonl that could not be read.
+        model_bytes: of the model's arrays, which an update takes without a codec.
         evaluations, rounds: by number; of a round that was repeated after a restart, the last.
     """
 
@@ -178,6 +210,7 @@ class Run:
     rounds: tuple[Round, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     broken_lines: int = 0
+    model_bytes: int | None = None
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -241,6 +274,25 @@ class Run:
     def privacy(self) -> Mapping[str, Any]:
         """The experiment's privacy, empty without one."""
         chosen = self.experiment.get("privacy")
+        return chosen if isinstance(chosen, dict) else {}
+
+    @property
+    def masked(self) -> bool:
+        """Whether work was summed under masks: by the experiment, or where it is missing by the rows."""
+        return bool(self.secure_aggregation) or any(
+            r.summed is not None for r in self.rounds
+        ) or any(e.summed_over is not None for e in self.evaluations)  # fmt: skip
+
+    @property
+    def secure_aggregation(self) -> Mapping[str, Any]:
+        """The experiment's, empty without one."""
+        chosen = self.experiment.get("secure_aggregation")
+        return chosen if isinstance(chosen, dict) else {}
+
+    @property
+    def codec(self) -> Mapping[str, Any]:
+        """The experiment's codec, empty without one."""
+        chosen = self.experiment.get("codec")
         return chosen if isinstance(chosen, dict) else {}
 
     @property

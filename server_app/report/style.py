@@ -126,6 +126,7 @@ td.why div + div { margin-top: .15rem; }
 .settings .card { break-inside: avoid; margin-bottom: 1.2rem; }
 .settings dl, .facts { margin: 0; display: grid; grid-template-columns: auto minmax(0, 1fr);
   gap: .25rem 1rem; font-size: .9rem; }
+.facts.way { margin: 1.4rem 0 1rem; }
 .settings h3 { text-transform: capitalize; }
 .settings dt, .facts dt { color: var(--muted); overflow-wrap: anywhere; }
 .settings dd, .facts dd { margin: 0; overflow-wrap: anywhere; }

@@ -75,6 +75,7 @@ TEMPLATE = """<!doctype html>
           {%- else %}not evaluated yet{% endif %}</div>
       </dd>
     </div>
+    {% if not run.masked %}
     <div class="tile main worst">
       <dt>{{ label }} at the worst-served hospital</dt>
       <dd>
@@ -83,6 +84,19 @@ TEMPLATE = """<!doctype html>
           <small>{{ worst.hospital }}</small>{% else %}–{% endif %}</div>
         <div class="quiet">{% if best %}best-served: {{ best[0] }},
           {{ est(best[1], final.intervals(headline).get(best[0])) }}{% endif %}</div>
+      </dd>
+    </div>
+    {% endif %}
+    {% endif %}
+    {% if run.masked %}
+    <div class="tile main">
+      <dt>Hospitals in the smallest sum that was opened</dt>
+      <dd>
+        <div class="figure">{% if sending.smallest %}{{ count(sending.smallest.together) }}
+          <small>of {{ run.hospitals | length }}, round {{ sending.smallest.number }}</small>
+          {%- else %}–{% endif %}</div>
+        <div class="quiet">of no hospital alone could the coordinator read an update or a figure; see
+          <a href="#sending">Secure aggregation</a></div>
       </dd>
     </div>
     {% endif %}
@@ -127,8 +141,12 @@ TEMPLATE = """<!doctype html>
         {%- endif %}</div></dd></div>
   </dl>
   <nav aria-label="Sections"><ul>
-    <li><a href="#quality">Quality by hospital</a></li>
+    <li><a href="#quality">Quality
+      {{- " over all hospitals" if run.masked else " by hospital" }}</a></li>
     <li><a href="#privacy">Privacy</a></li>
+    {% if sending is not none %}
+    <li><a href="#sending">{{ "Secure aggregation" if sending.masks else "Codec and bytes" }}</a></li>
+    {% endif %}
     <li><a href="#curves">Curves</a></li>
     <li><a href="#rounds">Rounds and absences</a></li>
     {% if samples %}<li><a href="#samples">Sample predictions</a></li>{% endif %}
@@ -138,86 +156,11 @@ TEMPLATE = """<!doctype html>
 </header>
 
 <main>
-<section aria-labelledby="quality">
-<h2 id="quality">Quality by hospital</h2>
-{% if final %}
-<p>The model after round {{ final.round }},
-{%- if run.metrics_from == "public" %} on images that each hospital declares public: the figures are
-exact, and none of its patients was looked at.
-{%- else %} on patients that were never trained on, at each hospital
-on its own.
-{%- endif %} {{ "One figure for all" if run.metrics_from == "noisy" else "A mean" }} can hide a
-hospital that is served badly: the worst value of each column is marked. {{ overall.sentence }}</p>
-{% if run.metrics_from == "noisy" %}
-<p>The hospitals sent no metric, but sums over their held-out patients to which they had added noise with
-a standard deviation of {{ metrics_noise | plain }} patients; the metrics are computed from these. In
-parentheses: how far the noise may have moved a figure (95 %, approximate; who happened to be held out
-is a chance of its own, which is not in it). Where these ranges overlap, which hospital is worst may be
-chance.</p>
-{% endif %}
-<div class="scroll whole pin" tabindex="0" role="region" aria-label="Quality by hospital">
-<table>
-<thead><tr><th scope="col">Hospital</th>
-  {% for name in run.metrics %}<th scope="col" class="n">{{ name | metric }}</th>{% endfor %}
-  {% if sizes_known %}
-  <th scope="col" class="n">Images</th><th scope="col" class="n">Patients</th>{% endif %}</tr></thead>
-<tbody>
-{% for row in final_measured %}
-<tr><th scope="row">{{ row.hospital }}</th>
-  {% if row.ok or row.metrics %}
-  {% for name in run.metrics %}
-  <td class="n">{% if worst_by_metric.get(name) == row.hospital -%}
-    <span class="mark">worst</span> {% endif %}
-    {{- est(row.metrics.get(name), row.intervals.get(name)) }}</td>
-  {% endfor %}
-  {% else %}
-  <td colspan="{{ run.metrics | length }}" class="left">
-    not evaluated: {{ row.reason | reason }}</td>
-  {% endif %}
-  {% if sizes_known %}
-  <td class="n">{{ row.examples | whole }}</td><td class="n">{{ row.patients | whole }}</td>
-  {%- endif %}</tr>
-{% endfor %}
-</tbody>
-<tfoot><tr><th scope="row">{{ overall.name | capitalize }}</th>
-  {% for name in run.metrics %}
-  <td class="n">{{ est(final.overall.get(name), final.overall_intervals.get(name)) }}</td>
-  {% endfor %}{% if sizes_known %}<td></td><td></td>{% endif %}</tr></tfoot>
-</table>
-</div>
-<details><summary>What the columns mean</summary>
-<dl class="facts">
-{% for name, meaning in meanings %}{% if meaning %}<dt>{{ name }}</dt><dd>{{ meaning }}</dd>
-{% endif %}{% endfor %}
-</dl></details>
-<details><summary>Each metric after each round</summary>
-{% for name in run.metrics %}
-<h3>{{ name | metric }}</h3>
-<div class="scroll pin" tabindex="0" role="region" aria-label="{{ name | metric }} after each round">
-<table><thead><tr><th scope="col">Round</th>
-  {% for hospital in run.hospitals %}<th scope="col" class="n">{{ hospital }}</th>{% endfor %}
-  <th scope="col" class="n">{{ overall.line | capitalize }}</th>
-  <th scope="col">Worst</th></tr></thead><tbody>
-{% for e in run.evaluations %}{% set values, intervals = e.values(name), e.intervals(name) %}
-<tr><th scope="row">{{ e.round }}{% if e.round == 0 %} (untrained){% endif %}</th>
-  {% for hospital in run.hospitals %}
-  <td class="n">{{ est(values.get(hospital), intervals.get(hospital)) }}</td>{% endfor %}
-  <td class="n">{{ est(e.overall.get(name), e.overall_intervals.get(name)) }}</td>
-  <td>{{ e.worst[name].hospital if name in e.worst else "–" }}</td></tr>
-{% endfor %}
-</tbody></table></div>
-{% endfor %}
-</details>
-{% elif run.metrics_from == "none" %}
-<p>No metric left the hospitals: the experiment has <code>privacy.metrics=none</code>. Measure the model
-on images of your own, or run with <code>privacy.metrics=public</code> or
-<code>privacy.metrics=noisy</code>, which costs some of the budget.</p>
-{% else %}
-<p>No evaluation has been recorded yet.</p>
-{% endif %}
-</section>
+{% include "quality" %}
 
 {% include "privacy" %}
+
+{% include "sending" %}
 
 <section aria-labelledby="curves">
 <h2 id="curves">Curves</h2>
@@ -255,7 +198,8 @@ asked and left, and why:</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Rounds">
 <table><thead><tr><th scope="col" class="n">Round</th><th scope="col">Started (UTC)</th>
   <th scope="col" class="n">Time</th>
-  {% if privacy is none %}<th scope="col" class="n">Slowest training</th>{% endif %}
+  {% set alone = privacy is none and not run.masked %}
+  {% if alone %}<th scope="col" class="n">Slowest training</th>{% endif %}
   <th scope="col" class="n">Sent</th><th scope="col" class="n">Back</th>
   <th scope="col" class="n">Step norm</th><th scope="col" class="n">Took part</th>
   <th scope="col">Left, and why</th></tr></thead><tbody>
@@ -263,7 +207,7 @@ asked and left, and why:</p>
 <tr><th scope="row" class="n">{{ r.number }}</th>
   <td class="when">{{ r.started | moment_short }}</td>
   <td class="n">{{ time(r.seconds) }}</td>
-  {% if privacy is none %}<td class="n">{{ time(r.longest()) }}</td>{% endif %}
+  {% if alone %}<td class="n">{{ time(r.longest()) }}</td>{% endif %}
   <td class="n">{{ bytes(r.total("bytes_down")) }}</td>
   <td class="n">{{ bytes(r.total("bytes_up")) }}</td>
   <td class="n">{{ dec(r.norm) }}</td>
@@ -284,27 +228,28 @@ asked and left, and why:</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Every hospital in every round">
 <table><thead><tr><th scope="col" class="n">Round</th><th scope="col">Hospital</th>
   <th scope="col">Status</th>
-  {% if privacy is none %}
+  {% if alone %}
   <th scope="col" class="n">Patients</th>
   <th scope="col" class="n">Images</th><th scope="col" class="n">Training loss</th>
   <th scope="col" class="n">Training time</th>
-  {% else %}
-  <th scope="col" class="n">Patients (declared)</th>
+  {% elif privacy is not none %}
+  {% if not run.masked %}<th scope="col" class="n">Patients (declared)</th>{% endif %}
   <th scope="col" class="n">ε of this run</th><th scope="col" class="n">ε of all runs</th>
   {% endif %}
   <th scope="col" class="n">Received</th>
-  <th scope="col" class="n">Sent</th><th scope="col" class="n">Update (norm)</th>
+  <th scope="col" class="n">Sent</th>
+  {% if not run.masked %}<th scope="col" class="n">Update (norm)</th>{% endif %}
   </tr></thead><tbody>
 {% for r in listed %}{% for a in r.answers %}
 <tr><td class="n">{{ r.number }}</td><th scope="row">{{ a.hospital }}</th>
   <td>{% if a.ok %}took part
     {%- else %}<span class="left">{{ why(a) | reason }}</span>{% endif %}</td>
-  <td class="n">{{ count(a.patients) }}</td>
-  {% if privacy is none %}
+  {% if not run.masked %}<td class="n">{{ count(a.patients) }}</td>{% endif %}
+  {% if alone %}
   <td class="n">{{ count(a.examples) }}</td>
   <td class="n">{{ dec(a.loss) }}</td>
   <td class="n">{{ time(a.seconds) }}</td>
-  {% else %}
+  {% elif privacy is not none %}
   {% set run_epsilon = a.spent.run_epsilon if a.spent else none %}
   {% set epsilon = a.spent.epsilon if a.spent else none %}
   <td class="n">{{ num(run_epsilon, run_epsilon | at_most) }}</td>
@@ -312,7 +257,7 @@ asked and left, and why:</p>
   {% endif %}
   <td class="n">{{ bytes(a.bytes_down) }}</td>
   <td class="n">{{ bytes(a.bytes_up) }}</td>
-  <td class="n">{{ dec(a.update_norm) }}</td></tr>
+  {% if not run.masked %}<td class="n">{{ dec(a.update_norm) }}</td>{% endif %}</tr>
 {% endfor %}{% endfor %}
 </tbody></table></div></details>
 {% else %}

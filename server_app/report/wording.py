@@ -242,6 +242,14 @@ def share_at_most(value: float | None) -> str:
     return f"{shown}\u00a0%"  # one word
 
 
+def percent(value: float | None) -> str:
+    """A share in two digits or more: `0.51 %`, `26 %`, `104 %`."""
+    if value is None:
+        return NOTHING
+    digits = 0 if abs(value) >= 0.0995 else 1 if abs(value) >= 0.00995 else 2
+    return f"{value * 100:.{digits}f}\u00a0%"
+
+
 def _rounded(value: float | None, digits: int, towards: Callable[[float], int]) -> str:
     if value is None:
         return NOTHING

@@ -302,6 +302,18 @@ def test_a_resumed_round_asks_for_the_same_and_takes_the_answer_of_before(
     assert [row["hospitals"]["a"]["status"] for row in rows(folder, "round")] == ["ok"] * 3
 
 
+def test_who_joins_a_round_late_is_told_what_was_lodged_then(tmp_path: Path) -> None:
+    """Under masks a round is asked of those who gave keys; in its next attempt there may be more."""
+    folder = new_run(tmp_path, planned(3))
+    first: dict[str, Lodged | None] = {"a": ledger_of(2), "b": None}
+    assert folder.first_asked(4, first) == first
+    late = {"a": ledger_of(9), "b": ledger_of(9), "c": ledger_of(5)}
+    assert folder.first_asked(4, late) == first | {"c": ledger_of(5)}
+    again = RunFolder(folder.path).first_asked(4, {"c": ledger_of(8)})
+    assert again == first | {"c": ledger_of(5)}
+    assert folder.first_asked(5, late) == late
+
+
 # --- the files of what is lodged -----------------------------------------------------------------
 
 
