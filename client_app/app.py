@@ -10,6 +10,7 @@ import json
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager
 from datetime import datetime
 from logging import CRITICAL, NullHandler, getLogger
 from pathlib import Path
@@ -101,13 +102,21 @@ def _work(
         if request.phase is not Phase.WORK:
             raise Refused(Reason.BAD_EXPERIMENT)
         return _train_and_evaluate(asked, outbox, None)
-    from client_app.masked_sum import MaskedSum
-
-    with MaskedSum.under_way(asked) as secure:
+    with _sum_under_way(asked) as secure:
         if request.phase is not Phase.WORK:
             return outbox.letter(request, secure.reply())
-        secure.begin_work()
-        return _train_and_evaluate(asked, outbox, secure)
+        return _train_and_evaluate(secure.begin_work(), outbox, secure)
+
+
+def _sum_under_way(asked: Asked) -> AbstractContextManager[SecureSum]:
+    secure = asked.experiment.secure_aggregation
+    if secure is not None and secure.name == "ckks":
+        from client_app.encrypted_sum import EncryptedSum
+
+        return EncryptedSum.under_way(asked)
+    from client_app.masked_sum import MaskedSum
+
+    return MaskedSum.under_way(asked)
 
 
 def _train_and_evaluate(asked: Asked, outbox: Outbox, secure: SecureSum | None) -> RecordDict:

@@ -23,7 +23,6 @@ from client_app.received import Asked, Received, encode
 from client_app.sessions import Session, Sessions
 from federation import figures
 from federation.codec import packing
-from federation.codec.chain import Chain
 from federation.figures import Figures
 from federation.messages import Answer, Phase, Protected, Reason, WireError
 from federation.schema import ConfigError
@@ -60,7 +59,7 @@ class MaskedSum:
         with Sessions.held(site.state, asked.request.run) as sessions:
             yield cls(asked, own, sessions, least)
 
-    def reply(self) -> bytes:
+    def reply(self) -> Protected:
         """The letter in answer to a step without work.
 
         Raises:
@@ -69,13 +68,15 @@ class MaskedSum:
         """
         match self.asked.request.phase:
             case Phase.ADVERTISE:
-                return self._advertise()
+                return Protected(self._advertise())
             case Phase.SHARE:
-                return self._share_keys()
+                return Protected(self._share_keys())
             case Phase.SIGN:
-                return self._sign()
+                return Protected(self._sign())
+            case Phase.OPEN:
+                return Protected(self._open())
             case _:
-                return self._open()
+                raise Refused(Reason.REFUSED_RELEASE)  # the coordinator has the model
 
     # --- keys ------------------------------------------------------------------------------------
 
@@ -92,23 +93,12 @@ class MaskedSum:
         secrets, advert = masks.advertise(
             self._occasion(round_, attempt),
             self.asked.site.hospital,
-            self._size() if size is None else size,
+            own_size(self.asked) if size is None else size,
             self.identity.key,
         )
         written = letters.advert_to_bytes(advert)
         self.sessions.begin(Session(round_, attempt, secrets.to_bytes(), written))
         return written
-
-    def _size(self) -> int:
-        """What this hospital's update weighs: public, and the same for a whole run."""
-        experiment, site = self.asked.experiment, self.asked.site
-        if experiment.participation.weighting == "equal":
-            return 1
-        if site.privacy is not None:
-            return site.privacy.patients
-        patients = find_patients(site, experiment).cohort.training_patients
-        require_patients(site.policy, patients)
-        return patients
 
     def _share_keys(self) -> bytes:
         session, adverts = self._session, self.asked.request.letter
@@ -125,7 +115,7 @@ class MaskedSum:
 
     # --- work ------------------------------------------------------------------------------------
 
-    def begin_work(self) -> None:
+    def begin_work(self) -> Asked:
         """Open the shares that came for this hospital, before it works for a sum it cannot join.
 
         Raises:
@@ -133,13 +123,14 @@ class MaskedSum:
         """
         session, letter = self._session, self.asked.request.letter
         if session.reply(Phase.WORK, letter, Reason.REPLAYED) is not None:
-            return
+            return self.asked
         if session.round <= self.sessions.opened:
             raise Refused(Reason.REPLAYED)
         secrets = self._secrets(session)
         cohort = self._verified(session.cohort, secrets)
         held = masks.receive(secrets, cohort, letters.sealed_from_bytes(letter), least=self.least)
         self.sessions.keep(session.answers(Phase.WORK, letter, b"", held=held.to_bytes()))
+        return self.asked
 
     @cached_property
     def share(self) -> float:
@@ -149,15 +140,8 @@ class MaskedSum:
         return shares(cohort.sizes(held.sharers), weighting)[self.asked.site.hospital]
 
     def of(self, received: Received) -> Masking:
-        """What goes over the answer to the request; see `client_app.outbox.SecureSum`.
-
-        Raises:
-            Refused: an experiment whose updates cannot be added as integers.
-        """
-        if received.chain is None or not received.chain.linear:
-            raise Refused(Reason.BAD_EXPERIMENT)
-        counts = Figures.of(self.asked.experiment, received.task)
-        return Masking(self, received, received.chain, counts)
+        """What goes over the answer to the request; see `client_app.outbox.SecureSum`."""
+        return Masking(self, received)
 
     def masked(self, update: Signed, bits: int, counted: Signed) -> Protected:
         """Both vectors under masks, and this hospital's keys for the next round.
@@ -278,16 +262,41 @@ class Masking:
 
     sum: MaskedSum
     received: Received
-    chain: Chain
-    figures: Figures
 
     def protect(self, answer: Answer) -> Answer:
         """What the ledger says depends on no patient, and is told beside the masked work."""
-        round_ = self.sum.asked.request.round
-        update, bits = np.empty(0, np.int32), self.chain.bits(round=round_)
-        if answer.trained is not None:
-            trained = encode(self.sum.asked, self.received, answer.trained, self.sum.share)
-            encoded = self.chain.from_bytes(trained.encoded or b"", round=round_)
-            update = self.chain.integers(encoded)
-        protected = self.sum.masked(update, bits, self.figures.integers(answer))
+        update, bits, counted = integers_of(self.sum.asked, self.received, answer, self.sum.share)
+        protected = self.sum.masked(update, bits, counted)
         return Answer(answer.round, protected=protected, spent=answer.spent)
+
+
+def integers_of(
+    asked: Asked, received: Received, answer: Answer, share: float
+) -> tuple[Signed, int, Signed]:
+    """An answer as what is summed: the update's integers and their bits, and the figures.
+
+    Raises:
+        Refused: an experiment whose updates cannot be added as integers.
+    """
+    chain, round_ = received.chain, asked.request.round
+    if chain is None or not chain.linear:
+        raise Refused(Reason.BAD_EXPERIMENT)
+    counted = Figures.of(asked.experiment, received.task).integers(answer)
+    update: Signed = np.empty(0, np.int32)
+    if answer.trained is not None:
+        trained = encode(asked, received, answer.trained, share)
+        encoded = chain.from_bytes(trained.encoded or b"", round=round_)
+        update = chain.integers(encoded)
+    return update, chain.bits(round=round_), counted
+
+
+def own_size(asked: Asked) -> int:
+    """What this hospital's update weighs: public, and the same for a whole run."""
+    experiment, site = asked.experiment, asked.site
+    if experiment.participation.weighting == "equal":
+        return 1
+    if site.privacy is not None:
+        return site.privacy.patients
+    patients = find_patients(site, experiment).cohort.training_patients
+    require_patients(site.policy, patients)
+    return patients

@@ -37,7 +37,7 @@ from federation.privacy.accounting import Mechanism
 from federation.schema import PatientDP
 
 if TYPE_CHECKING:  # it imports torch, and a refusal needs none
-    from client_app.received import Received
+    from client_app.received import Asked, Received
 
 Keep = Callable[[RecordDict], None]
 
@@ -55,6 +55,12 @@ class Protection(Protocol):
 
 class SecureSum(Protocol):
     """A sum under way, of which this hospital's answer is to be a part."""
+
+    def reply(self) -> Protected:
+        """The answer to a step without work."""
+
+    def begin_work(self) -> Asked:
+        """What is to be done, on which model, once it is sure that the sum can be joined."""
 
     def of(self, received: Received) -> Protection:
         """What protects the answer to the request."""
@@ -187,9 +193,9 @@ class Outbox:
         """The bytes that the same request got before."""
         return self._leave("repeat", request, answer, protection)
 
-    def letter(self, request: Request, letter: bytes) -> RecordDict:
-        """Keys, shares or signatures of a secure sum."""
-        return self._leave("letter", request, Answer(request.round, protected=Protected(letter)))
+    def letter(self, request: Request, letter: Protected) -> RecordDict:
+        """Keys, shares or signatures of a secure sum; at its end, a model that may be released."""
+        return self._leave("letter", request, Answer(request.round, protected=letter))
 
     def refusal(self, request: Request | None, reason: Reason) -> RecordDict:
         """A reason, and nothing else."""

@@ -45,6 +45,8 @@ def allow(site: Site, experiment: Experiment, at: time) -> Training:
         raise Refused(Reason.SECURE_AGGREGATION_REQUIRED)
     if secure is not None and secure.least < policy.least_hospitals:
         raise Refused(Reason.TOO_FEW_HOSPITALS)
+    if secure is not None and secure.release == "coordinator" and policy.release == "hospitals":
+        raise Refused(Reason.REFUSED_RELEASE)
     if experiment.privacy is not None:
         return _allow_private(policy, site.privacy, experiment.privacy, experiment.training)
     if site.privacy is not None:

@@ -79,7 +79,9 @@ def receive(asked: Asked) -> Received:
         raise Refused(Reason.BAD_SITE) from error
     network = models.build(experiment.model, task, seed=experiment.seed)
     shape = Shape.of(models.arrays_of(network))
-    if experiment.codec is not None and experiment.codec.down == "differences":
+    secure = experiment.secure_aggregation
+    at_home = secure is not None and secure.name == "ckks"  # no coordinator sent the model
+    if experiment.codec is not None and experiment.codec.down == "differences" and not at_home:
         held = HeldModel.of(site.state, asked.request.run)
         arrays, packed = held.whole(asked.request, asked.blob, shape)
     elif asked.request.base is not None:

@@ -97,6 +97,10 @@ class Policy(Closed):
     least_hospitals: int = Field(
         default=3, ge=3, description="sums in secret that may be opened with fewer in them: refused"
     )
+    release: Literal["hospitals", "coordinator"] = Field(
+        default="hospitals",
+        description="of runs with ckks; coordinator: it may have the final model if the run asks for it",
+    )
     smallest_group: int = Field(
         default=1, ge=1, description="exact figures of fewer held-out patients do not leave"
     )

@@ -93,13 +93,14 @@ class Lodged:
 
 
 class Phase(StrEnum):
-    """Steps of a round. Without masks there is WORK alone; for theirs see `secure_aggregation.masks`."""
+    """Steps of a round; where nothing is summed in secret WORK alone. RELEASE comes after the last."""
 
     ADVERTISE = "advertise"
     SHARE = "share"
     WORK = "work"
     SIGN = "sign"
     OPEN = "open"
+    RELEASE = "release"
 
 
 @dataclass(frozen=True)

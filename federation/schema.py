@@ -169,9 +169,12 @@ class Codec(Closed):
 class SecureAggregation(Closed):
     """Sums that the coordinator cannot take apart; see `federation.secure_aggregation`."""
 
-    name: Literal["masks"]
+    name: Literal["masks", "ckks"]
     least: int = Field(
         default=3, ge=3, le=1000, description="fewest hospitals whose sum may be opened"
+    )
+    release: Literal["hospitals", "coordinator"] = Field(
+        default="hospitals", description="of ckks: who has the final model; masks show all to both"
     )
 
 

@@ -15,11 +15,10 @@ from federation.pace import hurry_flower
 from federation.schema import ConfigError, Experiment
 from server_app import aggregation, tallies
 from server_app.courier import Courier
-from server_app.descent import Descent
 from server_app.exchange import Exchange, TooFewHospitals
 from server_app.home import HOME_VARIABLE, Home
 from server_app.rounds import Conductor
-from server_app.state import Checkpoint, RunFolder
+from server_app.state import RunFolder
 
 app = ServerApp()
 
@@ -54,15 +53,14 @@ def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) 
     network = models.build(experiment.model, task, seed=experiment.seed)
     start = folder.load()
     if start is None:
-        fresh = {name: array.copy() for name, array in models.arrays_of(network).items()}
-        start = Checkpoint(0, fresh, {})
+        start = aggregation.untrained(experiment, network)
         folder.save(start)
     folder.drop_metrics_after(start.round)
     folder.write_status("running", start.round, experiment.rounds)
     log(INFO, "run %s goes on from round %d of %d", folder.name, start.round, experiment.rounds)
     tally = tallies.of_experiment(experiment, task)
     roster = home.roster()
-    descent = Descent(experiment.codec)
+    descent = aggregation.descent_of(experiment)
     courier = Courier(
         folder,
         Exchange(grid, roster, experiment.participation),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from federation.messages import Expected, Lodged, Reason, Request, WireError
 from server_app.descent import Descent
@@ -42,11 +42,22 @@ class Courier:
         Args:
             taken: as in `Exchange.ask`.
         """
-        lodged = self.lodgings.of(requests) if self.lodgings is not None else {}
-        first: dict[str, Lodged | None] = {}
-        if self.lodgings is not None:
-            asked = {name: lodged.get(name) for name in requests}
-            first = self.folder.first_asked(done.round + 1, asked)
+        parcels = self.descent.parcels(requests, done)
+
+        def delivered(outcome: Outcome) -> None:
+            taken(outcome)
+            self.descent.delivered(outcome.hospital, done.round)
+
+        return self.carry(parcels, done.round + 1, expected, taken=delivered)
+
+    def carry(
+        self, parcels: Mapping[str, Parcel], round_: int, expected: Expected, *, taken: Taken
+    ) -> list[Outcome]:
+        """A round's work, whatever is sent for it; with the checks that `work` promises."""
+        if self.lodgings is None:
+            return self.exchange.ask(parcels, expected, wait=self.wait, taken=taken)
+        lodged = self.lodgings.of(parcels)
+        first = self.folder.first_asked(round_, {name: lodged.get(name) for name in parcels})
         heard: dict[str, Lodged] = {}
 
         def check(outcome: Outcome) -> None:
@@ -56,29 +67,23 @@ class Courier:
                     raise WireError(Reason.LEDGER_UNUSABLE)
                 heard[outcome.hospital] = spent.lodged
             taken(outcome)
-            self.descent.delivered(outcome.hospital, done.round)
 
-        addressed = {
-            name: replace(request, lodged=lodged.get(name)) for name, request in requests.items()
-        }
-        parcels = self.descent.parcels(addressed, done)
-        outcomes = self.exchange.ask(parcels, expected, wait=self.wait, taken=check)
-        if self.lodgings is not None:
-            self.lodgings.keep(heard)
+        addressed = {name: parcel.lodging(lodged.get(name)) for name, parcel in parcels.items()}
+        outcomes = self.exchange.ask(addressed, expected, wait=self.wait, taken=check)
+        self.lodgings.keep(heard)
         return outcomes
 
     def letters(
         self,
-        requests: Mapping[str, Request],
+        parcels: Mapping[str, Parcel],
         expected: Expected,
         *,
         taken: Taken,
         enough: int | None = None,
     ) -> list[Outcome]:
-        """Send requests without a model.
+        """A step without work.
 
         Args:
             taken, enough: as in `Exchange.ask`.
         """
-        parcels = {name: Parcel(request, b"") for name, request in requests.items()}
         return self.exchange.ask(parcels, expected, wait=self.wait, taken=taken, enough=enough)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from federation import wire
-from federation.messages import Answer, Expected, Reason, Request, WireError
+from federation.messages import Answer, Expected, Lodged, Reason, Request, WireError
 from federation.pace import Pace
 from federation.roster import Roster
 from federation.schema import Participation
@@ -66,6 +66,14 @@ class Parcel:
     request: Request
     blob: bytes
     instead: Parcel | None = None
+
+    def lodging(self, lodged: Lodged | None) -> Parcel:
+        """The same, telling the hospital how far its ledger is known to be."""
+        return Parcel(
+            replace(self.request, lodged=lodged),
+            self.blob,
+            None if self.instead is None else self.instead.lodging(lodged),
+        )
 
     @property
     def size(self) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from federation import strategies
 from federation.figures import Summed
 from federation.messages import Arrays, Evaluated, Request, Spent, Tallied
 from federation.schema import Experiment
@@ -56,6 +55,10 @@ class Conductor:
             self.folder.write_status("running", done.round, rounds)
         if self.experiment.evaluates:
             self.final_evaluation(done)
+        released = self.aggregation.release(done)
+        if released is not None:
+            done = replace(done, model=released)
+            self.folder.save(done)
         return done
 
     def round(self, done: Checkpoint) -> Checkpoint:
@@ -69,14 +72,14 @@ class Conductor:
             self._record_evaluation(done.round, gathered)
         kept = f"; the {done.round} rounds before it are kept" if done.round else ""
         self._require(gathered.outcomes, f"round {number}", kept)
-        model, memory = self.step(done, mean := gathered.mean or {})
+        model, memory = self.step(done, gathered.mean)
         self.folder.append_metrics(
             {
                 "kind": "round",
                 "round": number,
                 "started": started,
                 "seconds": round(time.monotonic() - began, 3),
-                "norm": norm(mean),
+                **({} if gathered.mean is None else {"norm": norm(gathered.mean)}),
                 "hospitals": {o.hospital: _training_row(o) for o in gathered.outcomes},
                 **_summed_row(gathered),
             }
@@ -84,18 +87,12 @@ class Conductor:
         made = self._released(Checkpoint(number, model, memory, gathered.codec), done)
         return self.descent.settle(done, made)
 
-    def step(self, done: Checkpoint, mean: Arrays) -> tuple[Arrays, Arrays]:
-        """The strategy on the parameters; the mean on everything else, integers kept integers."""
-        parameters = {name: done.model[name] for name in done.model if name in self.parameters}
-        update = {name: mean[name] for name in parameters}
-        stepped, memory = self.strategy.step(parameters, update, averaging.split(done.strategy)[0])
-        model: Arrays = {}
-        for name, array in done.model.items():
-            value = stepped[name] if name in stepped else array + mean[name]
-            whole = array.dtype.kind in "iu"
-            # asarray: NumPy's arithmetic turns arrays without axes into scalars
-            model[name] = np.asarray(np.rint(value) if whole else value).astype(array.dtype)
-        return model, {name: np.asarray(array) for name, array in memory.items()}
+    def step(self, done: Checkpoint, mean: Arrays | None) -> tuple[Arrays, Arrays]:
+        """The strategy's, here; where hospitals hold the model, they moved it already."""
+        if mean is None:
+            return done.model, done.strategy
+        memory = averaging.split(done.strategy)[0]
+        return strategies.move(self.strategy, done.model, mean, memory, self.parameters)
 
     def final_evaluation(self, done: Checkpoint) -> None:
         """The last model on every hospital's held-out patients; nothing is trained."""

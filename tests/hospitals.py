@@ -27,7 +27,6 @@ from federation.roster import Roster
 from federation.schema import Experiment
 from server_app import aggregation, exchange, tallies
 from server_app.courier import Courier
-from server_app.descent import Descent
 from server_app.exchange import Exchange
 from server_app.home import Federation, Home
 from server_app.lodgings import Lodgings
@@ -104,7 +103,7 @@ class Hospitals:
         task = tasks.build(of.task)
         network = models.build(of.model, task, seed=of.seed)
         grid = InProcessGrid(self._node(name, of) for name in self.sites)
-        descent = Descent(of.codec)
+        descent = aggregation.descent_of(of)
         courier = Courier(
             folder,
             Exchange(grid, self.roster, of.participation),
@@ -114,8 +113,7 @@ class Hospitals:
         )
         start = folder.load()
         if start is None:
-            fresh = {name: array.copy() for name, array in models.arrays_of(network).items()}
-            start = Checkpoint(0, fresh, {})
+            start = aggregation.untrained(of, network)
         conductor = Conductor(
             folder,
             of,

@@ -271,8 +271,8 @@ class RunningTotal:
     def hospitals(self) -> tuple[str, ...]:
         return tuple(sorted(self._parts))
 
-    def add(self, hospital: str, blob: bytes) -> None:
-        """Add one hospital's blob; one that is refused leaves the total as it was.
+    def check(self, hospital: str, blob: bytes) -> Blob:
+        """What `add` would add.
 
         Raises:
             WireError: see `Blob.parse`; also BAD_KEY for a blob in another's name, and REPLAYED for a
@@ -286,11 +286,16 @@ class RunningTotal:
             raise WireError(Reason.BAD_KEY)
         if hospital in self._parts:
             raise WireError(Reason.REPLAYED)
+        return parsed
+
+    def add(self, hospital: str, blob: bytes) -> None:
+        """Add one hospital's blob; one that is refused leaves the total as it was. Raises as `check`."""
+        parsed = self.check(hospital, blob)
         for chunk in self._packing.chunks():
             rows = self._c0[chunk]
             rows += parsed.residues(chunk)
             np.minimum(rows, rows - _Q, out=rows)  # below q the difference wraps and is larger
-        self._parts[hospital] = part
+        self._parts[hospital] = parsed.parts[0]
 
     def to_bytes(self) -> bytes:
         """The sum for the hospitals. Raises ValueError: nothing was added."""

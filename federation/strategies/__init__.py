@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from federation import registry
 from federation.messages import Arrays
 from federation.schema import Experiment
@@ -30,6 +32,27 @@ class Strategy:
 
     name: str
     step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+
+
+def move(
+    strategy: Strategy, model: Arrays, mean: Arrays, memory: Arrays, parameters: frozenset[str]
+) -> tuple[Arrays, Arrays]:
+    """The strategy on the parameters; the mean on everything else, integers kept integers.
+
+    Args:
+        mean: of the hospitals' updates, for all of the model's arrays.
+        memory: what the strategy remembers.
+        parameters: names of the trainable arrays.
+    """
+    own = {name: model[name] for name in model if name in parameters}
+    stepped, after = strategy.step(own, {name: mean[name] for name in own}, memory)
+    moved: Arrays = {}
+    for name, array in model.items():
+        value = stepped[name] if name in stepped else array + mean[name]
+        whole = array.dtype.kind in "iu"
+        # asarray: NumPy's arithmetic turns arrays without axes into scalars
+        moved[name] = np.asarray(np.rint(value) if whole else value).astype(array.dtype)
+    return moved, {name: np.asarray(array) for name, array in after.items()}
 
 
 def needs_single_updates(experiment: Experiment) -> bool:

@@ -14,12 +14,34 @@ from federation.messages import Expected, Shape
 from federation.schema import Experiment
 from federation.secure_aggregation.combinations import require_summable
 from federation.tasks import Task
+from server_app.aggregation.encrypted import Encrypted
 from server_app.aggregation.gathered import Aggregation, Gathered
 from server_app.aggregation.masked import Masked
 from server_app.aggregation.plain import Plain
+from server_app.aggregation.sealed_sums import KeyRing
 from server_app.courier import Courier
+from server_app.descent import Descent
+from server_app.state import Checkpoint
 
-__all__ = ["Aggregation", "Gathered", "build"]
+__all__ = ["Aggregation", "Gathered", "build", "descent_of", "untrained"]
+
+
+def untrained(experiment: Experiment, network: nn.Module) -> Checkpoint:
+    """Where a run begins: the network's numbers, or none where only hospitals hold the model."""
+    if _at_home(experiment):
+        return Checkpoint(0, {}, {})
+    fresh = {name: array.copy() for name, array in models.arrays_of(network).items()}
+    return Checkpoint(0, fresh, {})
+
+
+def descent_of(experiment: Experiment) -> Descent:
+    """How the run's model goes down; it does not, where hospitals hold it."""
+    return Descent(None if _at_home(experiment) else experiment.codec)
+
+
+def _at_home(experiment: Experiment) -> bool:
+    secure = experiment.secure_aggregation
+    return secure is not None and secure.name == "ckks"
 
 
 def build(experiment: Experiment, courier: Courier, network: nn.Module, task: Task) -> Aggregation:
@@ -42,6 +64,18 @@ def build(experiment: Experiment, courier: Courier, network: nn.Module, task: Ta
         return Plain(courier, experiment, expected, codec)
     summable = require_summable(experiment, codec)
     roster = courier.exchange.roster
+    if _at_home(experiment):
+        ring = KeyRing.of(courier.folder)
+        return Encrypted(
+            courier,
+            experiment,
+            experiment.secure_aggregation,
+            expected,
+            summable,
+            figures,
+            roster,
+            ring,
+        )
     return Masked(
         courier, experiment, experiment.secure_aggregation, expected, summable, figures, roster
     )

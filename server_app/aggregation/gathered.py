@@ -38,3 +38,6 @@ class Aggregation(Protocol):
         Raises:
             TooFewHospitals: a sum cannot be opened.
         """
+
+    def release(self, done: Checkpoint) -> Arrays | None:
+        """The final model, where hospitals hold it and let the coordinator have it; else None."""

@@ -34,7 +34,7 @@ from server_app.aggregation.gathered import Gathered
 from server_app.aggregation.plain import SCALES, scales_of
 from server_app.aggregation.unopened import Unopened
 from server_app.courier import Courier
-from server_app.exchange import Outcome, TooFewHospitals
+from server_app.exchange import Outcome, Parcel, TooFewHospitals
 from server_app.state import Checkpoint
 
 
@@ -104,6 +104,9 @@ class Masked:
             return Gathered(outcomes, None, done.codec, summed, self._seconds)
         mean, after = self._mean(unopened, cohort, request, done)
         return Gathered(outcomes, mean, {SCALES: after}, summed, self._seconds)
+
+    def release(self, done: Checkpoint) -> None:
+        """The coordinator has the model."""
 
     # --- keys ------------------------------------------------------------------------------------
 
@@ -290,7 +293,8 @@ class Masked:
         enough: int | None = None,
     ) -> None:
         expected = replace(self.expected, protected=0)
-        outcomes = self.courier.letters(requests, expected, taken=taken, enough=enough)
+        parcels = {name: Parcel(request, b"") for name, request in requests.items()}
+        outcomes = self.courier.letters(parcels, expected, taken=taken, enough=enough)
         for outcome in outcomes:
             outcome.answer = None  # a letter is not kept, and what the work said of a ledger is
         self._note(outcomes)

@@ -43,6 +43,9 @@ class Plain:
             return Gathered(outcomes, self._mean(outcomes), descent.memory(done.codec))
         return self._gather_encoded(self.chain, hospitals, request, done)
 
+    def release(self, done: Checkpoint) -> None:
+        """The coordinator has the model."""
+
     def _gather_encoded(
         self, chain: Chain, hospitals: Sequence[str], request: Request, done: Checkpoint
     ) -> Gathered:
