@@ -260,23 +260,24 @@ def test_a_sum_that_may_be_open_is_kept_when_signatures_are_missing(
 def test_wrong_openings_end_the_run_in_one_line(
     five: Hospitals, trained: list[tuple[str, int]]
 ) -> None:
-    """Four are needed of five; two give shares of another sum."""
-    old: dict[str, RecordDict] = {}
+    """Four are needed of five; two give wrong shares, whose errors do not cancel out."""
 
-    def meddle(request: Request, records: RecordDict, answer: Any) -> Any:
-        reply = answer(records)
-        if request.phase is not Phase.OPEN:
-            return reply
-        letter = bytes(reply["head"]["letter"])  # type: ignore[arg-type]
-        broken = letter[:-1] + bytes([letter[-1] ^ 1])
-        return wire.answer_to_records(Answer(request.round, protected=Protected(broken)))
+    def off_by(bit: int) -> Any:
+        def meddle(request: Request, records: RecordDict, answer: Any) -> Any:
+            reply = answer(records)
+            if request.phase is not Phase.OPEN:
+                return reply
+            letter = bytes(reply["head"]["letter"])
+            broken = letter[:-1] + bytes([letter[-1] ^ bit])
+            return wire.answer_to_records(Answer(request.round, protected=Protected(broken)))
 
-    five.meddle |= {"east": meddle, "hill": meddle}
+        return meddle
+
+    five.meddle |= {"east": off_by(1), "hill": off_by(4)}
     with pytest.raises(
         SumUnusable, match=r"^round 1: the hospitals' sum cannot be used: bad_share"
     ):
         gather(five, masked(), "wrong")
-    assert not old
     five.meddle.clear()
     assert gather(five, masked(), "wrong").mean is not None  # asked again, they give the right ones
 
