@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,15 +53,44 @@ def experiment(parameters: int, rounds: int) -> Experiment:
     return compose.experiment(overrides(parameters, rounds))
 
 
-def measure(folder: Path, parameters: int, rounds: int, traces: Path | None = None) -> Measured:
-    """Run our system in `folder`.
+@dataclass(frozen=True)
+class Real:
+    """A coordinator and hospitals whose processes run."""
+
+    home: Home
+    folder: Path
+    processes: Processes
+
+    def run(self, name: str, experiment: Sequence[str], *, seconds: float) -> RunFolder:
+        """A run to its end, which must be a good one.
+
+        Raises:
+            BenchmarkFailed: it fails, or takes longer.
+        """
+        command = [_program("coordinator"), "run", *experiment, f"run={name}"]
+        command += ["--home", str(self.home.path)]
+        self.processes.start(name, command, {}, may_end=True)
+        self.processes.wait(
+            lambda: self.processes.ended(name) is not None, "the run", seconds=seconds
+        )
+        result = RunFolder(self.home.runs / name)
+        if not result.path.exists() or result.status()["state"] != "completed":
+            tail = self.processes.tail(name)
+            raise BenchmarkFailed(f"our run failed:\n{tail}\n{_logs(self.folder)}")
+        return result
+
+
+@contextmanager
+def federation(
+    folder: Path, hospitals: Sequence[str] = HOSPITALS, traces: Path | None = None
+) -> Iterator[Real]:
+    """`coordinator start` and each `hospital start` in `folder`, until the context is left.
 
     Args:
-        parameters: wished for; the result has those that the network really has.
         traces: where the probe writes what happened when; none for no probe.
     """
-    home = make_home(folder / "coordinator")
-    sites = [_site(home, folder, name, shift) for shift, name in enumerate(HOSPITALS)]
+    home = make_home(folder / "coordinator", hospitals)
+    sites = [_site(home, folder, name, shift) for shift, name in enumerate(hospitals)]
     environment = {}
     if traces is not None:
         traces.mkdir()
@@ -67,35 +98,36 @@ def measure(folder: Path, parameters: int, rounds: int, traces: Path | None = No
             "PYTHONPATH": f"{PROBE}{os.pathsep}{QUIET['PYTHONPATH']}",
             "CONSILIUM_PROBE": str(traces),
         }
-    with Processes(folder / "logs", _role) as processes:
-        at_home = ["--home", str(home.path)]
-        processes.start("coordinator", [_program("coordinator"), "start", *at_home], environment)
+    with Processes(folder / "logs", role) as processes:
+        start = [_program("coordinator"), "start", "--home", str(home.path)]
+        processes.start("coordinator", start, environment)
         processes.wait(home.services.exists, "the coordinator's services", seconds=120)
-        for name, site in zip(HOSPITALS, sites, strict=True):
+        for name, site in zip(hospitals, sites, strict=True):
             command = [_program("hospital"), "start", "--site", str(site)]
             processes.start(name, command, environment)
-        processes.wait(lambda: _all_online(home), "hospitals online", seconds=120)
-        run = [_program("coordinator"), "run", *overrides(parameters, rounds), f"run={_RUN}"]
-        processes.start("run", [*run, *at_home], {})
-        processes.wait(
-            lambda: processes.ended("run") is not None,
-            "the run",
-            seconds=120 + 60 * rounds,
-            may_end=["run"],
-        )
-        result = RunFolder(home.runs / _RUN)
-        if not result.path.exists() or result.status()["state"] != "completed":
-            raise BenchmarkFailed(f"our run failed:\n{processes.tail('run')}\n{_logs(folder)}")
-    return _read(result, dict(processes.peaks))
+        processes.wait(lambda: _all_online(home, hospitals), "hospitals online", seconds=240)
+        yield Real(home, folder, processes)
+
+
+def measure(folder: Path, parameters: int, rounds: int, traces: Path | None = None) -> Measured:
+    """Run our system in `folder`.
+
+    Args:
+        parameters: wished for; the result has those that the network really has.
+        traces: as in `federation`.
+    """
+    with federation(folder, traces=traces) as real:
+        result = real.run(_RUN, overrides(parameters, rounds), seconds=120 + 60 * rounds)
+    return _read(result, dict(real.processes.peaks))
 
 
 def _read(result: RunFolder, peaks: dict[str, int]) -> Measured:
     metrics = result.metrics()
     rows = [row for row in metrics if row["kind"] == "round"]
     # a round lasts until the next one starts, so that saving the model is part of it
-    starts = [_time(row["started"]) for row in rows]
+    starts = [seconds_of(row["started"]) for row in rows]
     ends = [*starts[1:], starts[-1] + rows[-1]["seconds"]]
-    down, up = _traffic(rows[-1])
+    down, up = traffic(rows[-1])
     checkpoint = result.load()
     if checkpoint is None:
         raise BenchmarkFailed(f"{result.path} has no model")
@@ -113,14 +145,16 @@ def _read(result: RunFolder, peaks: dict[str, int]) -> Measured:
     )
 
 
-def _traffic(row: dict[str, Any]) -> tuple[int, int]:
+def traffic(row: dict[str, Any]) -> tuple[int, int]:
+    """Largest bytes down and up of a hospital in a round's row. Raises BenchmarkFailed: one was left out."""
     hospitals = row["hospitals"].values()
     if any(hospital["status"] != "ok" for hospital in hospitals):
         raise BenchmarkFailed(f"a hospital was left out: {json.dumps(row)}")
     return max(h["bytes_down"] for h in hospitals), max(h["bytes_up"] for h in hospitals)
 
 
-def _time(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """A row's time since 1970."""
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -148,16 +182,16 @@ def _site(home: Home, folder: Path, name: str, shift: int) -> Path:
     return place / "site.yaml"
 
 
-def _all_online(home: Home) -> bool:
+def _all_online(home: Home, hospitals: Sequence[str]) -> bool:
     try:
         with Control(home) as control:
             states = control.hospitals(home.roster().members)
     except Unreachable:
         return False
-    return [states.get(name) for name in HOSPITALS] == ["online"] * len(HOSPITALS)
+    return all(states.get(name) == "online" for name in hospitals)
 
 
-def _role(command: Sequence[str]) -> str | None:
+def role(command: Sequence[str]) -> str | None:
     line = " ".join(command)
     for mark, role in (
         ("flower-superlink", "SuperLink"),

@@ -12,8 +12,8 @@ sum is compared with the plain sum of the same integers; a difference ends the b
   as many bytes of AES-256-CTR as its masks have, nothing else. *ratio* is of the two.
 - *server*: seconds of the coordinator a round, with so many hospitals that vanish after sharing.
 - *up*: bytes of one hospital's message; *keys*: bytes up of all its letters together.
-- *memory*: largest resident set that the client's work adds, over the size of the float32 vector, in a
-  process of its own.
+- *memory*: largest resident set with the client's work above that before there was a vector, over the
+  size of the float32 vector (which is 1 of it), in a process of its own.
 
 `--scaling` prints, for 5, 10, 25, 50 and 100 hospitals, seconds a client and on the server and the bytes
 of letters, for one million parameters of 16 bits; threads are this machine's cores.
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -79,7 +78,8 @@ def quantised(vector: NDArray[np.float32], bits: int, seed: int) -> NDArray[np.i
 def update(parameters: int, seed: int) -> NDArray[np.float32]:
     """A hospital's, of about a hundred steps of the scale."""
     drawn = np.random.default_rng(seed).standard_normal(parameters, np.float32)
-    return drawn * np.float32(100 * 2.0**_EXPONENT)
+    drawn *= np.float32(100 * 2.0**_EXPONENT)
+    return drawn
 
 
 def carried(bits: int, hospitals: int) -> int:
@@ -167,7 +167,7 @@ class Masked:
 
 
 def floor(vector: NDArray[np.float32], bits: int, masks_: int, word: int) -> float:
-    """Seconds of quantising, and of as many bytes of AES-256-CTR as so many masks have."""
+    """Seconds of quantising, and of as many bytes of AES-256-CTR as so many masks have; medians."""
 
     def stream() -> None:
         zeros, made = memoryview(bytes(_CHUNK)), bytearray(_CHUNK + 16)
@@ -176,7 +176,10 @@ def floor(vector: NDArray[np.float32], bits: int, masks_: int, word: int) -> flo
             for start in range(0, len(vector) * word, _CHUNK):
                 cipher.update_into(zeros[: min(_CHUNK, len(vector) * word - start)], made)
 
-    return timed(lambda: quantised(vector, bits, 0))[0] + timed(stream)[0]
+    def typical(work: Callable[[], Any]) -> float:
+        return float(np.median([timed(work)[0] for _ in range(5)]))
+
+    return typical(lambda: quantised(vector, bits, 0)) + typical(stream)
 
 
 def none(parameters: int, hospitals: int, bits: int, dropouts: Sequence[int]) -> list[Row]:
@@ -186,14 +189,15 @@ def none(parameters: int, hospitals: int, bits: int, dropouts: Sequence[int]) ->
     def message() -> bytes:
         return packing.pack(quantised(vector, bits, 0), bits)
 
-    client, blob = timed(message)
+    blob = message()
+    client = float(np.median([timed(message)[0] for _ in range(5)]))
 
     def add() -> None:
         total = np.zeros(parameters, np.int64)
         for _ in range(hospitals):
             total += packing.signed(packing.unpack(blob, bits, parameters), bits)
 
-    server, _ = timed(add)
+    server = float(np.median([timed(add)[0] for _ in range(3)]))
     least = floor(vector, bits, 0, 4)
     return [Row("none", bits, hospitals, 0, client, least, server, len(blob), 0)]
 
@@ -202,13 +206,16 @@ def masked(parameters: int, hospitals: int, bits: int, dropouts: Sequence[int]) 
     bits = carried(bits, hospitals)
     party = Masked(hospitals, bits)
     blobs: dict[str, bytes] = {}
-    plain: dict[str, NDArray[np.int32]] = {}
     seconds = []
+    party.message(party.names[0], update(parameters, 0), 0)  # the first pays for fresh memory
+    plain, sums = np.zeros(parameters, np.int32), {}  # by how many hospitals are in them
     for seed, name in enumerate(party.names):
         vector = update(parameters, seed)
         taken, blobs[name] = timed(lambda v=vector, n=name, s=seed: party.message(n, v, s))
         seconds.append(taken)
-        plain[name] = quantised(vector, bits, seed)
+        plain += quantised(vector, bits, seed)
+        if hospitals - seed - 1 in dropouts:
+            sums[seed + 1] = plain.copy()
     word = masks.word(party.wire_bits).itemsize
     least = floor(update(parameters, 0), bits, hospitals, word)
     rows = []
@@ -216,8 +223,7 @@ def masked(parameters: int, hospitals: int, bits: int, dropouts: Sequence[int]) 
         there = party.names[: hospitals - lost]
         party.openings(tuple(there))  # the hospitals' part
         server, total = timed(lambda n=there: party.open({k: blobs[k] for k in n}, parameters))
-        expected = np.sum([plain[name] for name in there], axis=0, dtype=np.int64)
-        if not np.array_equal(total, expected):
+        if not np.array_equal(total, sums[len(there)]):
             raise SystemExit("the sum under masks is not the plain one")
         up = len(blobs[party.names[0]])
         client = float(np.median(seconds))
@@ -261,8 +267,8 @@ def memory(variant: str, parameters: int, hospitals: int, bits: int) -> float:
 def _memory(variant: str, parameters: int, hospitals: int, bits: int) -> float:
     bits = carried(bits, hospitals)
     party = Masked(hospitals, bits) if variant == "masks" else None
+    before = _largest()
     vector = update(parameters, 0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if party is not None:
         party.message(party.names[0], vector, 0)
     elif variant == "none":
@@ -272,8 +278,13 @@ def _memory(variant: str, parameters: int, hospitals: int, bits: int) -> float:
         of = Sum("run", 1, "update", names, 2, "0" * 64, parameters, bits)
         scheme = Ckks()
         scheme.encrypt(scheme.make_key(), of, names[0], quantised(vector, bits, 0).astype(np.int64))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024 / vector.nbytes
+    return (_largest() - before) / vector.nbytes
+
+
+def _largest() -> int:
+    """The largest resident set of this process, in bytes: `ru_maxrss` would be its parent's too."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def main() -> None:

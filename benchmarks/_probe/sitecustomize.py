@@ -33,11 +33,12 @@ def wrap(owner: Any, name: str, event: str, tags: Tags | None = None) -> None:
     inner = getattr(owner, name)
 
     def noted(*args: Any, **kwargs: Any) -> Any:
-        began = time.monotonic()
+        began, used = time.monotonic(), time.process_time()
         result = inner(*args, **kwargs)
+        used = time.process_time() - used
         extra = {} if tags is None else tags(args, kwargs, result)
         if extra is not None:
-            note(event, began, **extra)
+            note(event, began, used=used, **extra)
         return result
 
     setattr(owner, name, noted)
@@ -124,15 +125,35 @@ HOOKS: dict[str, Callable[[ModuleType], None]] = {
         m.AutoExecPlugin, "launch_task", "launch"
     ),
     "client_app.app": _spans("read_site", "_work"),
-    "client_app.patients": _spans("find_patients"),
-    "client_app.training.loop": _spans("train", "evaluate"),
-    "client_app.outbox": _spans("Outbox.answer"),
-    "federation.wire": _spans("pack", "unpack"),
-    "federation.tasks": _spans("build"),
-    "federation.models": _spans("build"),
-    "server_app.rounds": _spans(
-        "Conductor.round", "Conductor.step", "weighted_mean", "_training_row"
+    "client_app.answers": _spans("place", "Answers.keep"),
+    "client_app.encrypted_state": _spans("EncryptedRun.keep_state"),
+    "client_app.held_model": _spans("HeldModel.whole"),
+    "client_app.masked_sum": _spans(
+        "integers_of", "MaskedSum.begin_work", "MaskedSum.masked", "MaskedSum.reply"
     ),
+    "client_app.outbox": _spans("Outbox.answer", "Outbox._record"),
+    "client_app.patients": _spans("find_patients"),
+    "client_app.received": _spans("receive", "encode", "update_of"),
+    "client_app.residual": _spans("Residual.before", "Residual.keep"),
+    "client_app.sessions": _spans("Sessions.keep"),
+    "client_app.training.loop": _spans("train", "evaluate"),
+    "federation.codec.chain": _spans(
+        "Chain.encode", "Chain.to_bytes", "Chain.from_bytes", "Chain.decode", "Chain.decode_one"
+    ),
+    "federation.codec.down": _spans("difference", "apply"),
+    "federation.codec.packing": _spans("pack", "unpack"),
+    "federation.models": _spans("build"),
+    "federation.secure_aggregation.encryption": _spans("Vectors.encrypt", "Vectors.update_of"),
+    "federation.secure_aggregation.masks": _spans("mask", "unmask", "rebuild"),
+    "federation.tasks": _spans("build"),
+    "federation.wire": _spans(
+        "answer_from_records", "answer_to_records", "pack", "records_to_bytes", "unpack"
+    ),
+    "server_app.aggregation.masked": _spans("Masked._mean", "Masked._open", "Masked._work"),
+    "server_app.aggregation.plain": _spans("weighted_mean", "norm"),
+    "server_app.aggregation.unopened": _spans("Unopened.save"),
+    "server_app.descent": _spans("Descent.parcels", "Descent.settle"),
+    "server_app.rounds": _spans("Conductor.round", "Conductor.step", "_training_row"),
     "server_app.state": _spans(
         "RunFolder.save", "RunFolder.write_status", "RunFolder.append_metrics"
     ),

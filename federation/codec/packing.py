@@ -32,19 +32,18 @@ def pack(integers: NDArray[Any], bits: int) -> bytes:
     """
     _require_bits(bits)
     count = len(integers)
-    if bits in (8, 16, 32):
-        return np.ascontiguousarray(integers).astype(f"<u{bits // 8}").tobytes()
+    kind = _word(bits)
+    if bits == 8 * kind.itemsize:
+        return np.ascontiguousarray(integers).astype(kind).tobytes()
     groups = -(-count // _GROUP)
     packed = np.empty((groups, bits), "<u8")
     for first in range(0, groups, _AT_ONCE):
         part = integers[first * _GROUP : (first + _AT_ONCE) * _GROUP]
         rows = -(-len(part) // _GROUP)
-        padded = np.zeros(rows * _GROUP, np.uint64)
-        # through int64, so that a negative number keeps its lowest bits
-        padded[: len(part)] = part.astype(np.int64, copy=False).view(np.uint64)
-        padded &= np.uint64((1 << bits) - 1)
-        packed[first : first + rows] = _to_words(padded.reshape(rows, _GROUP), bits)
-    return packed.tobytes()[: packed_length(count, bits)]
+        padded = np.zeros(rows * _GROUP, kind)
+        padded[: len(part)] = part.astype(kind, copy=False)
+        packed[first : first + rows] = _to_words(*_joined(padded, bits), rows)
+    return packed.view("u1").reshape(-1)[: packed_length(count, bits)].tobytes()
 
 
 def unpack(packed: bytes | memoryview, bits: int, length: int) -> NDArray[np.uint32]:
@@ -62,8 +61,8 @@ def unpack(packed: bytes | memoryview, bits: int, length: int) -> NDArray[np.uin
     unused = 8 * size - bits * length
     if packed[-1] >> (8 - unused):
         raise WireError(Reason.MALFORMED)
-    if bits in (8, 16, 32):
-        return np.frombuffer(packed, f"<u{bits // 8}").astype(np.uint32)
+    if bits == 8 * _word(bits).itemsize:
+        return np.frombuffer(packed, _word(bits)).astype(np.uint32)
     groups = -(-length // _GROUP)
     unpacked = np.empty((groups, _GROUP), np.uint32)
     group_bytes = 8 * bits
@@ -71,7 +70,7 @@ def unpack(packed: bytes | memoryview, bits: int, length: int) -> NDArray[np.uin
         part = bytes(packed[first * group_bytes : (first + _AT_ONCE) * group_bytes])
         rows = -(-len(part) // group_bytes)
         words = np.frombuffer(part.ljust(rows * group_bytes, b"\0"), "<u8").reshape(rows, bits)
-        unpacked[first : first + rows] = _from_words(words, bits)
+        unpacked[first : first + rows] = _parted(_from_words(words, bits), bits).reshape(rows, -1)
     return unpacked.reshape(-1)[:length]
 
 
@@ -81,10 +80,45 @@ def signed(integers: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:
     return (integers.astype(np.uint32).view(np.int32) << shift) >> shift
 
 
-def _to_words(integers: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """(rows, 64) to (rows, bits)."""
-    words = np.zeros((bits, len(integers)), np.uint64)
-    columns = np.ascontiguousarray(integers.T)
+def _word(bits: int) -> np.dtype[Any]:
+    """The smallest unsigned type for integers of so many bits, little-endian."""
+    return np.dtype(f"<u{next(size for size in (1, 2, 4) if 8 * size >= bits)}")
+
+
+def _joined(integers: NDArray[Any], bits: int) -> tuple[NDArray[np.uint64], int]:
+    """Neighbours in one word of 64 bits, without room between them, and how many bits they take."""
+    while (size := integers.itemsize) < 8:
+        kind = np.dtype(f"<u{2 * size}")
+        low = kind.type((1 << bits) - 1)
+        pairs = integers.view(kind)
+        integers = pairs >> kind.type(8 * size - bits)
+        integers &= low << kind.type(bits)
+        integers |= pairs & low
+        bits *= 2
+    return integers, bits
+
+
+def _parted(words: NDArray[np.uint64], bits: int) -> NDArray[Any]:
+    """What `_joined` was given, with all other bits 0."""
+    kind = _word(bits)
+    integers: NDArray[Any] = words
+    while (half := integers.itemsize // 2) >= kind.itemsize:
+        wide = integers.dtype.type
+        held = bits * (half // kind.itemsize)  # bits of what goes into each half
+        low = wide((1 << held) - 1)
+        upper = integers >> wide(held)
+        upper &= low
+        upper <<= wide(8 * half)
+        integers = integers & low
+        integers |= upper
+        integers = integers.view(f"<u{half}")
+    return integers
+
+
+def _to_words(integers: NDArray[np.uint64], bits: int, rows: int) -> NDArray[np.uint64]:
+    """Integers of up to 64 bits, so many in each row, with no room between them."""
+    columns = np.ascontiguousarray(integers.reshape(rows, -1).T)
+    words = np.zeros((len(columns) * bits // 64, rows), np.uint64)
     for at, column in enumerate(columns):
         word, offset = divmod(at * bits, 64)
         words[word] |= column << np.uint64(offset)
@@ -94,16 +128,17 @@ def _to_words(integers: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
 
 
 def _from_words(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """(rows, bits) to (rows, 64)."""
+    """(rows, bits) to (integers,): joined as `_joined` gives them; the bits above may be any."""
+    together = 8 // _word(bits).itemsize
+    wide = bits * together
     columns = np.ascontiguousarray(words.T)
-    integers = np.empty((_GROUP, words.shape[0]), np.uint64)
-    for at in range(_GROUP):
-        word, offset = divmod(at * bits, 64)
-        np.right_shift(columns[word], np.uint64(offset), out=integers[at])
-        if offset + bits > 64:
-            integers[at] |= columns[word + 1] << np.uint64(64 - offset)
-    integers &= np.uint64((1 << bits) - 1)
-    return integers.T
+    joined = np.empty((_GROUP // together, len(words)), np.uint64)
+    for at in range(len(joined)):
+        word, offset = divmod(at * wide, 64)
+        np.right_shift(columns[word], np.uint64(offset), out=joined[at])
+        if offset + wide > 64:
+            joined[at] |= columns[word + 1] << np.uint64(64 - offset)
+    return np.ascontiguousarray(joined.T).reshape(-1)
 
 
 def _require_bits(bits: int) -> None:

@@ -1,4 +1,8 @@
-"""The two vectors of an encrypted round: the hospitals' updates, and their figures."""
+"""The two vectors of an encrypted round: the hospitals' updates, and their figures.
+
+What `ckks` encrypts anybody can shift. So each vector has a tag beside it (`linear_mac`), and what is
+opened here is the exact sum of what the hospitals in it encrypted for this very sum, or nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from federation.codec.chain import Chain
 from federation.figures import Figures
 from federation.messages import Reason, WireError
 from federation.schema import Experiment
+from federation.secure_aggregation import linear_mac
 from federation.secure_aggregation.ciphertexts import Packing, RunningTotal
 from federation.secure_aggregation.ckks import Ckks, HospitalKey
-from federation.secure_aggregation.keys import Occasion
+from federation.secure_aggregation.keys import Occasion, derived
 from federation.secure_aggregation.letters import join, split
 from federation.secure_aggregation.scheme import LIMB_BITS, Opened, Sum, from_limbs, to_limbs
 
@@ -41,9 +46,9 @@ class Vectors:
         self, key: HospitalKey, hospital: str, update: NDArray[Any], counted: NDArray[np.int64]
     ) -> bytes:
         """One hospital's message."""
-        parts = [Ckks().encrypt(key, self._figures, hospital, to_limbs(counted))]
+        parts = [_encrypted(key, self._figures, hospital, to_limbs(counted))]
         if self.length:
-            parts.append(Ckks().encrypt(key, self._update, hospital, update.astype(np.int64)))
+            parts.append(_encrypted(key, self._update, hospital, update.astype(np.int64)))
         return join(*parts)
 
     def totals(self, public: bytes) -> Totals:
@@ -57,9 +62,10 @@ class Vectors:
         """The summed figures, int64 (figures,), and whose they are.
 
         Raises:
-            WireError: see `Ckks.partial_decrypt`; MALFORMED, a sum beyond 64 bits.
+            WireError: see `Ckks.partial_decrypt`; BAD_SIGNATURE, not what these hospitals encrypted;
+                MALFORMED, a sum beyond 64 bits.
         """
-        opened = self._opened(key, self._figures, total)
+        opened = _opened(key, self._figures, total)
         numbers = from_limbs(opened.values)
         if any(abs(number) >= 1 << 63 for number in numbers):
             raise WireError(Reason.MALFORMED)
@@ -69,7 +75,7 @@ class Vectors:
         self, key: HospitalKey, total: bytes
     ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """The summed integers of the updates, (length,), and whose they are. Raises as above."""
-        opened = self._opened(key, self._update, total)
+        opened = _opened(key, self._update, total)
         return opened.values, opened.hospitals
 
     @property
@@ -87,11 +93,8 @@ class Vectors:
         return self._sum("update", self.length, self.bits)
 
     def _sum(self, name: str, size: int, bits: int) -> Sum:
-        where = self.occasion
-        return Sum(where.run, where.round, name, self.members, self.least, where.roster, size, bits)
-
-    def _opened(self, key: HospitalKey, of: Sum, total: bytes) -> Opened:
-        return Ckks().combine(of, [Ckks().partial_decrypt(key, of, total)])
+        where, whole = self.occasion, size + linear_mac.length(bits)
+        return Sum(where.run, where.round, name, self.members, self.least, where.roster, whole, bits)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,12 @@ class Totals:
     def to_bytes(self) -> tuple[bytes, ...]:
         """For the hospitals, one blob a sum."""
         return tuple(one.to_bytes() for one in self.sums)
+
+
+def run_of(name: str, experiment: Experiment) -> str:
+    """What keys, ciphertexts and signatures are bound to: a run's name stands for one experiment, so
+    that nothing of it can be opened under another one's rules."""
+    return f"{name}/{experiment.sha256()}"
 
 
 def vectors_of(
@@ -138,3 +147,22 @@ def vectors_of(
         bits=chain.bits(round=occasion.round),
         figures=figures.length,
     )
+
+
+def _encrypted(key: HospitalKey, of: Sum, hospital: str, values: NDArray[np.int64]) -> bytes:
+    tag = linear_mac.tag(_mac_key(key, of), hospital, values, of.bits)
+    return Ckks().encrypt(key, of, hospital, np.concatenate([values, tag]))
+
+
+def _opened(key: HospitalKey, of: Sum, total: bytes) -> Opened:
+    """Raises WireError: see `Vectors.figures_of`."""
+    opened = Ckks().combine(of, [Ckks().partial_decrypt(key, of, total)])
+    values, digits = np.split(opened.values, [of.size - linear_mac.length(of.bits)])
+    wanted = linear_mac.expected(_mac_key(key, of), opened.hospitals, values)
+    if linear_mac.of_digits(digits, of.bits) != wanted:
+        raise WireError(Reason.BAD_SIGNATURE)
+    return Opened(values, opened.hospitals)
+
+
+def _mac_key(key: HospitalKey, of: Sum) -> bytes:
+    return derived(key.run_key, "ckks mac", of.sha256())

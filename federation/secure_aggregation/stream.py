@@ -51,8 +51,16 @@ def headroom(bits: int, weight: int) -> int:
 
 
 def to_residues(values: Signed, bits: int) -> Unsigned:
-    """Signed numbers in [-2**(bits-1), 2**(bits-1)) modulo 2**bits, as a vector to be masked."""
-    residues: Unsigned = values.astype(word(bits), casting="unsafe")
+    """Signed numbers in [-2**(bits-1), 2**(bits-1)) modulo 2**bits, as a vector to be masked.
+
+    Where their type is as wide as `word(bits)` it is the same memory, which is changed.
+    """
+    kind = word(bits)
+    residues: Unsigned = (
+        values.view(kind)
+        if values.itemsize == kind.itemsize
+        else values.astype(kind, casting="unsafe")
+    )
     return _reduce(residues, bits)
 
 
