@@ -6,6 +6,7 @@ b·i + b − 1, and bit j is bit j mod 8 of byte ⌊j / 8⌋. The bits after the
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -34,16 +35,16 @@ def pack(integers: NDArray[Any], bits: int) -> bytes:
     count = len(integers)
     kind = _word(bits)
     if bits == 8 * kind.itemsize:
-        return np.ascontiguousarray(integers).astype(kind).tobytes()
-    groups = -(-count // _GROUP)
-    packed = np.empty((groups, bits), "<u8")
-    for first in range(0, groups, _AT_ONCE):
-        part = integers[first * _GROUP : (first + _AT_ONCE) * _GROUP]
+        return integers.astype(kind, copy=False).tobytes()
+    packed = BytesIO()  # whose content is handed over without a copy
+    for first in range(0, count, _AT_ONCE * _GROUP):
+        part = integers[first : first + _AT_ONCE * _GROUP]
         rows = -(-len(part) // _GROUP)
         padded = np.zeros(rows * _GROUP, kind)
         padded[: len(part)] = part.astype(kind, copy=False)
-        packed[first : first + rows] = _to_words(*_joined(padded, bits), rows)
-    return packed.view("u1").reshape(-1)[: packed_length(count, bits)].tobytes()
+        packed.write(np.ascontiguousarray(_to_words(*_joined(padded, bits), rows), "<u8").data)
+    packed.truncate(packed_length(count, bits))
+    return packed.getvalue()
 
 
 def unpack(packed: bytes | memoryview, bits: int, length: int) -> NDArray[np.uint32]:
