@@ -111,8 +111,10 @@ def _work(
 def _sum_under_way(asked: Asked) -> AbstractContextManager[SecureSum]:
     secure = asked.experiment.secure_aggregation
     if secure is not None and secure.name == "ckks":
+        from client_app.encrypted_model import Record, keep_record
         from client_app.encrypted_sum import EncryptedSum
 
+        keep_record(asked.site.state, Record.of(asked.request.run, asked.experiment))
         return EncryptedSum.under_way(asked)
     from client_app.masked_sum import MaskedSum
 

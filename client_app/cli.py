@@ -15,6 +15,7 @@ from rich.console import Console
 
 from client_app.audit.commands import app as audit_commands
 from client_app.budget.commands import app as ledger_commands
+from client_app.encrypted_model import app as model_commands
 from client_app.kit import read_kit
 from client_app.membership import identity_app, roster_app
 from client_app.site import SITE_VARIABLE, read_site
@@ -26,6 +27,7 @@ app = typer.Typer(**options("A hospital of a federation."))
 app.add_typer(audit_commands, name="audit")
 app.add_typer(ledger_commands, name="ledger")
 app.add_typer(identity_app, name="identity")
+app.add_typer(model_commands, name="model")
 app.add_typer(roster_app, name="roster")
 console = Console()
 

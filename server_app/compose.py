@@ -186,4 +186,8 @@ def _known_keys(line: str) -> str:
         for option in (field.annotation, *typing.get_args(field.annotation)):
             known |= set(getattr(option, "model_fields", {}))
     word = line.split("'")[1] if line.count("'") >= 2 else ""
-    return f"unknown key {word!r}{nearest(word, known)}" if "not in struct" in line else line
+    if "not in struct" not in line:
+        return line
+    if word in known:
+        return f"{word!r} is not an option of what was chosen there"
+    return f"unknown key {word!r}{nearest(word, known)}"

@@ -70,6 +70,10 @@ def readable(secure: Mapping[str, Any], hospitals: int | None = None) -> str:
     if not secure:
         return "each hospital's update and figures, one by one"
     least = secure.get("least", 3)
+    if secure.get("name") == "ckks":
+        fewest = max(int(least), threshold(hospitals or 0))
+        model = "the final model" if secure.get("release") == "coordinator" else "no model"
+        return f"sums of figures over at least {fewest} hospitals and {model}; of updates nothing"
     text = f"only sums over at least {least} hospitals"
     if hospitals is not None and isinstance(least, int) and threshold(hospitals) > least:
         text += f" ({threshold(hospitals)} where all {hospitals} give keys)"

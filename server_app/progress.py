@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,6 +16,10 @@ from rich.table import Table
 from federation.schema import Experiment
 from server_app import described
 from server_app.state import RunFolder
+
+if TYPE_CHECKING:  # they import numpy and PyTorch, which a look at a run does not need
+    from federation.codec.chain import Chain
+    from federation.secure_aggregation.scheme import Sum
 
 _ROWS = 12  # newest rounds shown while a run is live
 
@@ -28,7 +32,7 @@ class RoundsTable:
         self.headline: str = folder.record()["task"]["headline"]
         experiment = folder.experiment()
         rounds, self.private = experiment.rounds, experiment.privacy is not None
-        self.masked = experiment.secure_aggregation is not None
+        self.in_secret = experiment.secure_aggregation is not None
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -75,7 +79,7 @@ class RoundsTable:
             "MB",
             "ε spent" if self.private else "loss",
             self.headline,
-            "in the sum" if self.masked else "worst hospital",
+            "in the sum" if self.in_secret else "worst hospital",
             "left out",
         ):
             table.add_column(title, justify="right" if title != "left out" else "left")
@@ -147,11 +151,15 @@ def plan_lines(experiment: Experiment, hospitals: int) -> list[str]:
     content = experiment.model_dump(mode="json")
     codec, secure = content["codec"] or {}, content["secure_aggregation"] or {}
     lines = [f"the coordinator will be able to read {described.readable(secure, hospitals)}"]
-    stages = (*described.chain(codec), *(["masked"] if secure else ["zstd"] if codec else []))
+    in_secret = {"masks": ["masked"], "ckks": ["encrypted"]}
+    last = in_secret[secure["name"]] if secure else ["zstd"] if codec else []
+    stages = (*described.chain(codec), *last)
     lines.append(
         f"updates go up as {' → '.join(stages) or 'float32'}: {_size(experiment, hospitals)}"
     )
-    if codec:
+    if secure.get("name") == "ckks":
+        lines.append("models do not go down: hospitals hold them, and get the encrypted sum")
+    elif codec:
         lines.append(f"models go down as {described.down(codec)}")
     return lines
 
@@ -160,10 +168,10 @@ def _size(experiment: Experiment, hospitals: int) -> str:
     whole, first, then, bits = update_bytes(experiment, hospitals)
     if experiment.codec is None:
         return f"{whole / 1e6:.2f} MB a hospital and round"
-    masked = experiment.secure_aggregation is not None
+    secure = experiment.secure_aggregation
     start, later = (f"{size / 1e6:.2f} MB, {size / whole:.0%} of float32" for size in (first, then))
     told = f"{later}, a hospital and round" + (f" (the first: {start})" if start != later else "")
-    if masked:
+    if secure is not None:
         return f"{told}; {bits} bits a value, with room for the sum of {hospitals}"
     return f"at most {told}"
 
@@ -171,10 +179,11 @@ def _size(experiment: Experiment, hospitals: int) -> str:
 def update_bytes(experiment: Experiment, hospitals: int) -> tuple[int, int, int, int]:
     """Bytes of a hospital's update as it is, in the first round and in later ones, and bits of a value.
 
-    Under masks they are these, keys and figures aside; without, at most these, since zstd follows.
+    In secret they are these, keys and figures aside; else at most these, since zstd follows.
     """
     from federation import models, tasks
     from federation.codec import chain, packing
+    from federation.secure_aggregation.ciphertexts import Packing
     from federation.secure_aggregation.stream import headroom
 
     task = tasks.build(experiment.task)
@@ -186,12 +195,25 @@ def update_bytes(experiment: Experiment, hospitals: int) -> tuple[int, int, int,
     if experiment.secure_aggregation is None:
         first, then = (codec.largest_blob(round=number) for number in (1, 2))
         return whole, first, then, codec.bits(round=2)
+    if experiment.secure_aggregation.name == "ckks":
+        sums = [_encrypted(codec, number, hospitals) for number in (1, 2)]
+        first, then = (Packing.of(one).blob_bytes(1) for one in sums)
+        return whole, first, then, sums[1].width
     widths = [headroom(codec.bits(round=number), hospitals) for number in (1, 2)]
     first, then = (
         packing.packed_length(codec.length(round=number), width)
         for number, width in zip((1, 2), widths, strict=True)
     )
     return whole, first, then, widths[1]
+
+
+def _encrypted(codec: Chain, round_: int, hospitals: int) -> Sum:
+    """A sum of updates of so many hospitals, whatever their names."""
+    from federation.secure_aggregation.scheme import Sum
+
+    names = tuple(f"{number:04}" for number in range(max(hospitals, 2)))
+    size, bits = codec.length(round=round_), codec.bits(round=round_)
+    return Sum("", round_, "update", names, 2, "", size, bits)
 
 
 def cost_lines(experiment: Experiment) -> list[str]:

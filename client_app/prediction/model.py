@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from client_app.private_file import printable
 from federation import models, tasks
 from federation.schema import ConfigError, Experiment
 from federation.tasks import Task
@@ -71,9 +72,15 @@ def read_model(path: Path, device: torch.device) -> Model:
     content = _weights(weights, network)
     try:
         tensors = safetensors.torch.load(content)
-        network.load_state_dict(tensors, strict=True)
     except (SafetensorError, ValueError):
         raise ConfigError(f"{weights} is damaged; ask the coordinator for it again") from None
+    if not tensors:
+        raise ConfigError(
+            f"{weights} is empty: the model of this run is at the hospitals; export it with "
+            f"hospital model export {printable(folder.resolve().name)}"
+        )
+    try:
+        network.load_state_dict(tensors, strict=True)
     except RuntimeError:
         raise ConfigError(
             f"{weights} is not a model of this experiment ({experiment.model.name} for task "

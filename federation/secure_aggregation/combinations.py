@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from federation import strategies
 from federation.codec.chain import Chain
 from federation.schema import ConfigError, Experiment
@@ -37,6 +39,13 @@ def require_summable(experiment: Experiment, chain: Chain | None) -> Chain:
             f"participation.largest_update_norm looks at single updates, which {how} keeps from the "
             "coordinator: leave it null"
         )
+    if secure.name == "ckks":
+        _require_encryptable(experiment, how)
+    elif secure.release != "hospitals":
+        raise ConfigError(
+            f"secure_aggregation.release says who has the final model, which under {how} the "
+            "coordinator has: leave it out, or choose secure_aggregation=ckks"
+        )
     hospitals = experiment.participation.hospitals
     if hospitals is not None and len(hospitals) < max(secure.least, 3):
         raise ConfigError(
@@ -44,3 +53,17 @@ def require_summable(experiment: Experiment, chain: Chain | None) -> Chain:
             f"{len(hospitals)}: name more, or lower secure_aggregation.least (never below 3)"
         )
     return chain
+
+
+def _require_encryptable(experiment: Experiment, how: str) -> None:
+    """What only the coordinator could do, with a model that it does not have."""
+    if experiment.privacy is not None and experiment.privacy.ema:
+        raise ConfigError(
+            f"privacy.ema averages the models of the rounds, which {how} keeps from the coordinator: "
+            "set privacy.ema=0"
+        )
+    if find_spec("tenseal") is None:
+        raise ConfigError(
+            f"{how} needs TenSEAL, which is not installed here: install requirements.lock, or choose "
+            "secure_aggregation=masks"
+        )

@@ -25,7 +25,7 @@ def charts(run: Run) -> tuple[Chart, ...]:
             _metric(run, run.headline, "headline"),
             _metric(run, "loss", "held-out-loss") if run.headline != "loss" else None,
             _summed_loss(run)
-            if run.masked
+            if run.in_secret
             else _of_answers(run, "loss", "training-loss", "Training loss", "mean loss of a round"),
             _update_norms(run),
             _time(run),
@@ -122,11 +122,11 @@ def _update_norms(run: Run) -> Chart | None:
         said += " The dashed line is the step of the global model."
     if run.private:
         said += " Most of an update's size may be noise."
-    if run.masked:
+    if run.in_secret:
         said = "The change of the global model. How large single updates were is not known."
     return lines_chart(
         "update-norm",
-        "Size of the step" if run.masked else "Size of the updates",
+        "Size of the step" if run.in_secret else "Size of the updates",
         "L2 norm",
         lines,
         said,
@@ -150,7 +150,7 @@ def _time(run: Run) -> Chart | None:
     if any("work" in r.steps for r in rounds):
         work = [min(r.steps.get("work", 0.0), r.seconds or 0.0) for r in rounds]
         rest = [whole - part for whole, part in zip(seconds, work, strict=True)]
-        stacks = {"evaluation, training, masking": work, "keys, signing, opening": rest}
+        stacks = {"evaluation, training, protection": work, "keys, signing, opening": rest}
         said += f"; {sum(rest) / total if total else 0:.0%} of it was keys, signing and opening"
     elif any(r.longest() is not None for r in rounds):  # a private round does not tell
         stacks, part = _of_the_slowest(rounds, seconds)

@@ -247,7 +247,7 @@ def _why(answer: Answer) -> str | None:
 def _patients(run: Run) -> int | None:
     """Patients trained on: the most each hospital named in a round, summed; or of the largest sum."""
     together = [r.summed.patients for r in run.rounds if r.summed and r.summed.patients]
-    if run.masked:
+    if run.in_secret:
         return max(together, default=None)
     most: dict[str, int] = {}
     for r in run.rounds:

@@ -7,7 +7,7 @@ PRIVACY = """
 <p>{% if run.private is none %}experiment.json is missing, so that this page cannot tell whether the
 run had differential privacy: take updates, counts and metrics for exact.
 {%- else %}Without differential privacy:
-{{ "the sums of updates, counts and metrics" if run.masked else "updates, counts and metrics" }} are
+{{ "the sums of updates, counts and metrics" if run.in_secret else "updates, counts and metrics" }} are
 exact, and no bound is proven on what they tell of one patient.{% endif %}</p>
 {% else %}
 <p>This run has differential privacy whose unit is the <strong>patient</strong>: whatever leaves a
@@ -25,7 +25,7 @@ which the coordinator cannot check.</p>
 <div class="scroll whole pin" tabindex="0" role="region" aria-label="Privacy by hospital">
 <table class="accounts">
 <thead><tr><th scope="col">Hospital</th>
-  {% if not run.masked %}<th scope="col" class="n">Patients<br>(declared)</th>{% endif %}
+  {% if not run.in_secret %}<th scope="col" class="n">Patients<br>(declared)</th>{% endif %}
   <th scope="col" class="n">ε of<br>this run</th>
   <th scope="col" class="n">ε of all<br>its runs</th>
   <th scope="col" class="n">Budget</th>
@@ -42,7 +42,7 @@ which the coordinator cannot check.</p>
   {%- if account.refused_since is not none %}
   <div class="mark alone">budget spent</div>
   <div class="since">left from round {{ account.refused_since }}</div>{% endif %}</th>
-  {% if not run.masked %}<td class="n">{{ count(account.patients) }}</td>{% endif %}
+  {% if not run.in_secret %}<td class="n">{{ count(account.patients) }}</td>{% endif %}
   {% if spent is none %}
   <td colspan="{{ 9 if privacy.accountant is none else 8 }}" class="quiet">
     none of its answers came: it told nothing of its ledger</td>
@@ -116,7 +116,7 @@ PROTECTION = """
     <li>The key from which pseudonyms are made, and the pseudonyms.</li>
     {% if privacy is not none %}
     <li>Exact numbers of patients and images, training loss, sizes of gradients, seconds of work.</li>
-    {% elif run.masked %}
+    {% elif run.in_secret %}
     <li>Its own update, training loss, numbers of images and metrics, in a form that can be read.</li>
     <li>Seconds of work.</li>
     {% endif %}
@@ -125,18 +125,26 @@ PROTECTION = """
       {%- else %}Exact metrics on its patients.{% endif %}</li>
     {% endif %}</ul></div>
   <div class="card"><h3>Leaves the hospital</h3><ul>
-    {% if run.masked %}
+    {% if run.in_secret %}
+    {% set cover = "Encrypted likewise" if run.encrypted else "Under the same masks" %}
+    {% if run.encrypted %}
+    <li>Once a run, a public key, and the run's key sealed for the other hospitals; each round,
+      signatures.</li>
+    <li>The change of the model's weights, encrypted for the hospitals
+      {{- ", with noise added before" if privacy is not none }}.</li>
+    {% else %}
     <li>Each round, public keys and secret shares sealed for the other hospitals, and signatures.</li>
     <li>The change of the model's weights as integers under masks
       {{- ", with noise added before" if privacy is not none }}: without the others' it tells
       nothing.</li>
+    {% endif %}
     {% if privacy is none %}
-    <li>Under the same masks: numbers of patients and images, the loss, and the metrics on held-out
+    <li>{{ cover }}: numbers of patients and images, the loss, and the metrics on held-out
       patients.</li>
     {% elif run.metrics_from == "noisy" %}
-    <li>Under the same masks: sums over its held-out patients with noise.</li>
+    <li>{{ cover }}: sums over its held-out patients with noise.</li>
     {% elif run.metrics_from == "public" %}
-    <li>Under the same masks: metrics on images that it declares public.</li>
+    <li>{{ cover }}: metrics on images that it declares public.</li>
     {% endif %}
     {% if sending.weighted %}
     <li>Its weight in the sum, which the coordinator and all hospitals see:
@@ -163,7 +171,10 @@ PROTECTION = """
     <li>A reason from a fixed list when it does not take part.</li></ul></div>
   <div class="card caution"><h3>Not protected in this version</h3><ul>
     {% if privacy is none %}
-    {% if run.masked %}
+    {% if run.encrypted %}
+    <li>The model, which the hospitals hold: from it something about the training images can sometimes be
+      inferred. One hospital that works together with the coordinator can read every update.</li>
+    {% elif run.in_secret %}
     <li>The sums of updates, and the model made of them: from these too, something about the training
       images can sometimes be inferred.</li>
     {% else %}
@@ -177,17 +188,19 @@ PROTECTION = """
       model, updates, counts and metrics tell of one patient.</li>
     {% endif %}
     {% else %}
-    {% if run.masked %}
-    <li>What the sums tell of one patient is bounded by ε, and what the masks would let out if they
-      failed, by the same ε.</li>
+    {% if run.in_secret %}
+    <li>What the sums tell of one patient is bounded by ε, and what
+      {{ "the encryption" if run.encrypted else "the masks" }} would let out if
+      {{ "it" if run.encrypted else "they" }} failed, by the same ε.</li>
     {% else %}
     <li>The coordinator can read each hospital's update: there is no secure aggregation. What it can
       learn of one patient from them is bounded by ε, and by ε alone.</li>
     {% endif %}
     <li>What ε does not cover stands under <a href="#privacy">Privacy</a>.</li>
     {% endif %}
-    {% if run.masked %}
-    <li>What masks do not promise, and what they assume, stands under
+    {% if run.in_secret %}
+    <li>What {{ "encryption does" if run.encrypted else "masks do" }} not promise, and what
+      {{ "it assumes" if run.encrypted else "they assume" }}, stands under
       <a href="#sending">Secure aggregation</a>.</li>
     {% endif %}
     <li>Treat run folder, model and this report as confidential among the partners.</li></ul></div>

@@ -2,13 +2,13 @@
 
 QUALITY = """
 <section aria-labelledby="quality">
-<h2 id="quality">{{ "Quality over all hospitals" if run.masked else "Quality by hospital" }}</h2>
+<h2 id="quality">{{ "Quality over all hospitals" if run.in_secret else "Quality by hospital" }}</h2>
 {% set shown = final or (run.evaluations[-1] if run.evaluations else none) %}
-{% if shown and run.masked %}
+{% if shown and run.in_secret %}
 <p>The model after round {{ shown.round }},
 {%- if run.metrics_from == "public" %} on images that hospitals declare public.
 {%- else %} on patients that were never trained on.
-{%- endif %} The metrics were summed under masks over
+{%- endif %} The metrics were summed {{ "encrypted" if run.encrypted else "under masks" }} over
 {% if shown.summed_over is none %}the hospitals
 {%- else %}{{ counted(shown.summed_over | length, "hospital") }}{% endif %}
 {%- if shown.held_out %}, {{ counted(shown.held_out, "patient") }} together{% endif %}: what the figure

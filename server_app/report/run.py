@@ -277,11 +277,21 @@ class Run:
         return chosen if isinstance(chosen, dict) else {}
 
     @property
-    def masked(self) -> bool:
-        """Whether work was summed under masks: by the experiment, or where it is missing by the rows."""
+    def in_secret(self) -> bool:
+        """Whether work was summed in secret: by the experiment, or where it is missing by the rows."""
         return bool(self.secure_aggregation) or any(
             r.summed is not None for r in self.rounds
         ) or any(e.summed_over is not None for e in self.evaluations)  # fmt: skip
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether hospitals alone can read the sums, and hold the model."""
+        return self.secure_aggregation.get("name") == "ckks"
+
+    @property
+    def released(self) -> bool:
+        """Whether the coordinator was given the final model of an encrypted run."""
+        return self.encrypted and self.model_bytes is not None
 
     @property
     def secure_aggregation(self) -> Mapping[str, Any]:

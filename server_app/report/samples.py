@@ -149,8 +149,14 @@ def _restore(folder: Path) -> tuple[Task, nn.Module]:
         raise RunFolderError(f"{weights} is missing: no round of this run has been completed yet")
     task = tasks.build(experiment.task)
     network = models.build(experiment.model, task, seed=experiment.seed)
+    arrays = safetensors.torch.load_file(weights)
+    if not arrays:
+        raise RunFolderError(
+            f"{weights} is empty: the model of this run is at the hospitals, who can export it "
+            "(hospital model export)"
+        )
     try:
-        network.load_state_dict(safetensors.torch.load_file(weights), strict=True)
+        network.load_state_dict(arrays, strict=True)
     except RuntimeError as error:
         raise RunFolderError(
             f"{weights} is not a model of this experiment ({experiment.model.name}): {error}"

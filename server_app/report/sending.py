@@ -1,4 +1,4 @@
-"""How updates travelled: masked or in the open, by which codec, in how many bytes and seconds."""
+"""How updates travelled: in secret or in the open, by which codec, in how many bytes and seconds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from server_app import described
 from server_app.report.run import Round, Run
 
 # Steps of a sum under masks (`server_app.aggregation.masked`) → what is said of them.
-STEPS = {
+MASKED_STEPS = {
     "setup": ("Keys", "fresh keys and sealed shares of secrets"),
     "work": ("Work", "the model goes out; evaluation, training, masks; masked vectors come back"),
     "sign": ("Signing", "the hospitals sign who is in the sum"),
     "open": ("Opening", "they give the shares that take the masks off the sum"),
+}
+# The same of an encrypted one (`server_app.aggregation.encrypted`).
+ENCRYPTED_STEPS = {
+    "setup": ("Keys", "a hospital makes the run's key, and it goes to the others sealed"),
+    "work": ("Work", "evaluation, training, encryption; encrypted vectors come back"),
+    "sign": ("Signing", "the hospitals sign who is in the sum, and which model they hold"),
+    "open": ("Opening", "they decrypt the sum, move the model, and tell the figures"),
 }
 
 
@@ -47,13 +54,14 @@ class Section:
     Attributes:
         least: hospitals whose sum may be opened, by the experiment; a hospital may ask for more.
         chain: what became of an update, stage by stage; empty without a codec.
-        masks: whether sums were made under masks.
+        in_secret: whether the coordinator got sums alone; encrypted: and could not read even these.
         weighted: whether hospitals counted by their patients, whose number each then made known.
         private: whether hospitals added noise to what was summed.
         up_share, down_share: of the bytes of all rounds together.
     """
 
-    masks: bool
+    in_secret: bool
+    encrypted: bool
     least: int | None
     weighted: bool
     private: bool
@@ -75,12 +83,15 @@ class Section:
     def steps(self) -> tuple[tuple[str, str, str], ...]:
         """The steps that any round tells of: key, label, meaning."""
         seen = {step for leg in self.legs for step in leg.steps}
-        return tuple((step, *words) for step, words in STEPS.items() if step in seen)
+        known = ENCRYPTED_STEPS if self.encrypted else MASKED_STEPS
+        return tuple((step, *words) for step, words in known.items() if step in seen)
 
     @property
     def ahead(self) -> bool:
         """Whether keys of a round came with the round before."""
-        return any(leg.steps and "setup" not in leg.steps for leg in self.legs)
+        return not self.encrypted and any(
+            leg.steps and "setup" not in leg.steps for leg in self.legs
+        )
 
     def seconds(self, step: str) -> float | None:
         return _total(leg.steps.get(step) for leg in self.legs)
@@ -88,14 +99,15 @@ class Section:
 
 def section(run: Run) -> Section | None:
     """None of a run whose updates travelled as they were, one by one."""
-    if not run.masked and not run.codec:
+    if not run.in_secret and not run.codec:
         return None
     legs = tuple(_leg(r, run.model_bytes) for r in run.rounds)
     least = run.secure_aggregation.get("least")
     chosen = run.experiment.get("participation")
     weighting = chosen.get("weighting") if isinstance(chosen, dict) else None
     return Section(
-        masks=run.masked,
+        in_secret=run.in_secret,
+        encrypted=run.encrypted,
         least=least if isinstance(least, int) else None,
         weighted=weighting != "equal",
         private=bool(run.private),

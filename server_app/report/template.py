@@ -75,7 +75,7 @@ TEMPLATE = """<!doctype html>
           {%- else %}not evaluated yet{% endif %}</div>
       </dd>
     </div>
-    {% if not run.masked %}
+    {% if not run.in_secret %}
     <div class="tile main worst">
       <dt>{{ label }} at the worst-served hospital</dt>
       <dd>
@@ -88,7 +88,7 @@ TEMPLATE = """<!doctype html>
     </div>
     {% endif %}
     {% endif %}
-    {% if run.masked %}
+    {% if run.in_secret %}
     <div class="tile main">
       <dt>Hospitals in the smallest sum that was opened</dt>
       <dd>
@@ -142,10 +142,11 @@ TEMPLATE = """<!doctype html>
   </dl>
   <nav aria-label="Sections"><ul>
     <li><a href="#quality">Quality
-      {{- " over all hospitals" if run.masked else " by hospital" }}</a></li>
+      {{- " over all hospitals" if run.in_secret else " by hospital" }}</a></li>
     <li><a href="#privacy">Privacy</a></li>
     {% if sending is not none %}
-    <li><a href="#sending">{{ "Secure aggregation" if sending.masks else "Codec and bytes" }}</a></li>
+    <li><a href="#sending">
+      {{- "Secure aggregation" if sending.in_secret else "Codec and bytes" }}</a></li>
     {% endif %}
     <li><a href="#curves">Curves</a></li>
     <li><a href="#rounds">Rounds and absences</a></li>
@@ -198,7 +199,7 @@ asked and left, and why:</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Rounds">
 <table><thead><tr><th scope="col" class="n">Round</th><th scope="col">Started (UTC)</th>
   <th scope="col" class="n">Time</th>
-  {% set alone = privacy is none and not run.masked %}
+  {% set alone = privacy is none and not run.in_secret %}
   {% if alone %}<th scope="col" class="n">Slowest training</th>{% endif %}
   <th scope="col" class="n">Sent</th><th scope="col" class="n">Back</th>
   <th scope="col" class="n">Step norm</th><th scope="col" class="n">Took part</th>
@@ -233,18 +234,18 @@ asked and left, and why:</p>
   <th scope="col" class="n">Images</th><th scope="col" class="n">Training loss</th>
   <th scope="col" class="n">Training time</th>
   {% elif privacy is not none %}
-  {% if not run.masked %}<th scope="col" class="n">Patients (declared)</th>{% endif %}
+  {% if not run.in_secret %}<th scope="col" class="n">Patients (declared)</th>{% endif %}
   <th scope="col" class="n">ε of this run</th><th scope="col" class="n">ε of all runs</th>
   {% endif %}
   <th scope="col" class="n">Received</th>
   <th scope="col" class="n">Sent</th>
-  {% if not run.masked %}<th scope="col" class="n">Update (norm)</th>{% endif %}
+  {% if not run.in_secret %}<th scope="col" class="n">Update (norm)</th>{% endif %}
   </tr></thead><tbody>
 {% for r in listed %}{% for a in r.answers %}
 <tr><td class="n">{{ r.number }}</td><th scope="row">{{ a.hospital }}</th>
   <td>{% if a.ok %}took part
     {%- else %}<span class="left">{{ why(a) | reason }}</span>{% endif %}</td>
-  {% if not run.masked %}<td class="n">{{ count(a.patients) }}</td>{% endif %}
+  {% if not run.in_secret %}<td class="n">{{ count(a.patients) }}</td>{% endif %}
   {% if alone %}
   <td class="n">{{ count(a.examples) }}</td>
   <td class="n">{{ dec(a.loss) }}</td>
@@ -257,7 +258,7 @@ asked and left, and why:</p>
   {% endif %}
   <td class="n">{{ bytes(a.bytes_down) }}</td>
   <td class="n">{{ bytes(a.bytes_up) }}</td>
-  {% if not run.masked %}<td class="n">{{ dec(a.update_norm) }}</td>{% endif %}</tr>
+  {% if not run.in_secret %}<td class="n">{{ dec(a.update_norm) }}</td>{% endif %}</tr>
 {% endfor %}{% endfor %}
 </tbody></table></div></details>
 {% else %}

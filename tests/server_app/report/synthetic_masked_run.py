@@ -72,12 +72,18 @@ def write_masked_run(
     private: bool = False,
     metrics: str = "noisy",
     weighting: str = "examples",
+    secure: Line | None = None,
+    model: bool = True,
 ) -> list[Line]:
     """Write the files of a run; `west` is not in the sum of its third round, unless `left` says else.
 
+    Args:
+        model: whether the coordinator has it.
+
     Returns: the lines of metrics.jsonl.
     """
-    changes: Line = {"codec": CODEC, "secure_aggregation": {"name": "masks", "least": 3}}
+    secure = secure or {"name": "masks", "least": 3}
+    changes: Line = {"codec": CODEC, "secure_aggregation": secure}
     changes["participation"] = {"least": 3, "deadline": 60.0, "weighting": weighting}
     if private:
         changes["privacy"] = privacy(metrics)
@@ -85,8 +91,8 @@ def write_masked_run(
     left = {3: {"west": "crashed"}} if left is None else left
     lines = masked_lines(rounds, left, private=private, metrics=metrics if private else "exact")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    model = {"layer.weight": np.zeros((500, 500), np.float32)}
+    arrays = {"layer.weight": np.zeros((500, 500), np.float32)} if model else {}
     (folder / "model.safetensors").write_bytes(
-        safetensors.numpy.save(model, {"round": str(rounds)})
+        safetensors.numpy.save(arrays, {"round": str(rounds)})
     )
     return lines

@@ -128,6 +128,36 @@ def test_privacy_and_masks_stand_side_by_side(metrics: str, tmp_path: Path) -> N
     assert "by ε alone" not in said
 
 
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("released", [False, True])
+def test_an_encrypted_run_says_who_could_read_it(
+    released: bool, private: bool, tmp_path: Path
+) -> None:
+    secure = {"name": "ckks", "least": 3, "release": "coordinator" if released else "hospitals"}
+    write_masked_run(tmp_path, secure=secure, model=released, private=private)
+    said = text(page(tmp_path))
+    for words in (
+        "left the hospitals encrypted",
+        "could not read",
+        "above two thirds of the run's hospitals signed",
+        "no hospital works together with the coordinator",
+        "ring learning with errors",
+        "→ encrypted",
+        "does not go: hospitals get the encrypted sum",
+        "Opening: they decrypt the sum, move the model, and tell the figures",
+        "What encryption does not promise",
+        "encryption makes no ε smaller" if private else "which this run has not",
+    ):
+        assert words in said, words
+    export = "hospital model export 2025-06-01-masked"
+    assert (export in said) is not released
+    assert ("it has the final model because the experiment asked for it" in said) is released
+    sending = said.replace("01-masked", "").split("Secure aggregation, and bytes")[1]
+    assert "mask" not in sending.split("What is protected")[0]
+    assert "under masks" not in said.replace("Images and masks", "")
+    assert "NaN" not in said
+
+
 def test_a_codec_without_masks_says_what_travelled(tmp_path: Path) -> None:
     codec = {
         "sparsify": {"name": "top_k", "keep": 0.01},
