@@ -210,9 +210,15 @@ def _report(folder: Path, samples: Path | None = None) -> Path:
 
     if samples is None:
         return write_report(folder)
-    from server_app.report.samples import find_examples, predict_samples
+    from server_app.report.samples import ModelAtHospitals, find_examples, predict_samples
 
-    return write_report(folder, samples=predict_samples(folder, find_examples(folder, samples)))
+    try:
+        return write_report(folder, samples=predict_samples(folder, find_examples(folder, samples)))
+    except ModelAtHospitals as error:
+        console.print(
+            f"no sample predictions: {error}", soft_wrap=True, highlight=False, markup=False
+        )
+        return write_report(folder)
 
 
 def _split(overrides: list[str]) -> tuple[dict[str, str], list[str]]:

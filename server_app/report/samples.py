@@ -27,6 +27,10 @@ from server_app.report.read import RunFolderError, read_run
 _SIDES = {"l": "left", "left": "left", "r": "right", "right": "right"}
 
 
+class ModelAtHospitals(RunFolderError):
+    """The coordinator of an encrypted run has no model to predict with."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A public or phantom image with what is true of it: a class index, or a mask."""
@@ -127,7 +131,8 @@ def predict_samples(folder: Path, examples: Sequence[Example], *, count: int = 6
         examples: public or phantom images; nothing that names them goes into the samples.
 
     Raises:
-        RunFolderError: the folder lacks the experiment or the model, or the model is another one.
+        RunFolderError: the folder lacks the experiment or the model, or the model is another one;
+            ModelAtHospitals, it is none of the coordinator's.
         federation.schema.ConfigError: the experiment is not one of this version.
         ValueError: an image or a label that the task refuses.
     """
@@ -151,7 +156,7 @@ def _restore(folder: Path) -> tuple[Task, nn.Module]:
     network = models.build(experiment.model, task, seed=experiment.seed)
     arrays = safetensors.torch.load_file(weights)
     if not arrays:
-        raise RunFolderError(
+        raise ModelAtHospitals(
             f"{weights} is empty: the model of this run is at the hospitals, who can export it "
             "(hospital model export)"
         )
