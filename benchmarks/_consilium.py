@@ -146,7 +146,11 @@ def _read(result: RunFolder, peaks: dict[str, int]) -> Measured:
 
 
 def traffic(row: dict[str, Any]) -> tuple[int, int]:
-    """Largest bytes down and up of a hospital in a round's row. Raises BenchmarkFailed: one was left out."""
+    """Largest bytes down and up of a hospital in a round's row.
+
+    Raises:
+        BenchmarkFailed: a hospital was left out.
+    """
     hospitals = row["hospitals"].values()
     if any(hospital["status"] != "ok" for hospital in hospitals):
         raise BenchmarkFailed(f"a hospital was left out: {json.dumps(row)}")

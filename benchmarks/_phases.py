@@ -76,7 +76,7 @@ def spans(folder: Path) -> dict[str, tuple[int, float]]:
 
 
 def calls(folder: Path, run: int) -> dict[str, Calls]:
-    """What each function takes in a round, at all hospitals together: the mean over rounds but the first.
+    """What each function takes in a round, at all hospitals together; the mean of all but the first.
 
     Functions call each other, so nothing adds up.
     """

@@ -2,11 +2,12 @@
 
     python benchmarks/secure_round.py [--hospitals 5] [--parameters 25000000] [--rounds 4] [--turns 2]
                                       [--variants plain int16 masks ckks] [--ckks-rounds 3]
-                                      [--json FILE] [--keep]
+                                      [--ckks-turns 1] [--json FILE] [--keep]
 
-`coordinator start` and a `hospital start` each, on loopback, with TLS, SuperNode authentication, a SQLite
-database and process isolation. Then `coordinator run` of one variant after the other, and that as often
-as there are turns, so that a busy hour of the machine falls on all of them. One optimiser step a round.
+`coordinator start` and a `hospital start` each, on loopback, with TLS, SuperNode authentication, a
+SQLite database and process isolation. Then `coordinator run` of one variant after the other, and that
+as often as there are turns, so that a busy hour of the machine falls on all of them. One optimiser step
+a round.
 
 - *plain* sends float32 both ways; *int16* quantises up and sends differences down; *masks* and *ckks* do
   so too, and sum in secret.
@@ -31,7 +32,6 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import _consilium
 import _phases
@@ -108,16 +108,18 @@ def main() -> None:
             print(f"kept: {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    _print(done, arguments, console)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(_record(done, arguments), indent=1) + "\n")
-        console.print(f"written: {arguments.json}")
+    _print({name: variant for name, variant in done.items() if variant.rounds}, arguments, console)
 
 
 def _measure(folder: Path, arguments: argparse.Namespace, console: Console) -> dict[str, Variant]:
     done = {name: Variant() for name in arguments.variants}
     traces = folder / "traces"
-    order = [(turn, name) for turn in range(arguments.turns) for name in arguments.variants]
+    order = [
+        (turn, name)
+        for turn in range(arguments.turns)
+        for name in arguments.variants
+        if name != "ckks" or turn < arguments.ckks_turns
+    ]
     with _consilium.federation(folder, _NAMES[: arguments.hospitals], traces) as real:
         for number, (turn, name) in enumerate(order):
             variant = done[name]
@@ -140,6 +142,7 @@ def _measure(folder: Path, arguments: argparse.Namespace, console: Console) -> d
             variant.add(result)
             variant.phases.append(_phases.breakdown(traces, number))
             variant.calls.append(_phases.calls(traces, number))
+            _write(done, arguments)
             seconds = ", ".join(f"{s:.2f}" for s in variant.rounds[1 - rounds :])
             console.print(f"turn {turn + 1}, {name}: {variant.first[-1]:.2f}; {seconds} s")
     return done
@@ -228,13 +231,17 @@ def _roles(done: dict[str, Variant]) -> list[str]:
     return sorted({role for variant in done.values() for role in variant.peaks})
 
 
-def _record(done: dict[str, Variant], arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
+def _write(done: dict[str, Variant], arguments: argparse.Namespace) -> None:
+    """What there is so far, where it is wanted: a run may fail, and hours with it."""
+    if arguments.json is None:
+        return
+    content = {
         "machine": {"cores": os.cpu_count(), "system": platform.platform()},
         "hospitals": arguments.hospitals,
         "parameters": arguments.parameters,
         "variants": {name: asdict(variant) for name, variant in done.items()},
     }
+    arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -243,6 +250,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--parameters", type=int, default=25_000_000)
     parser.add_argument("--rounds", type=int, default=4, help="of a run, at least 3")
     parser.add_argument("--ckks-rounds", type=int, default=3)
+    parser.add_argument("--ckks-turns", type=int, default=1)
     parser.add_argument("--turns", type=int, default=2, help="runs of each variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--json", type=Path, help="write all figures there")

@@ -4,8 +4,9 @@
     encrypted/RUN/model.bin    the model after the newest round that was opened here, with what strategy
                                and codec remember; replaced as a whole
 
-The coordinator has neither. Without ring.json the key is asked for again, without model.bin every round
-is opened again from the first.
+The coordinator has neither. Without ring.json another hospital seals the key anew for this one; without
+model.bin, or with a damaged one, every round is opened again from the first. Both name the experiment
+that the run began with here: a run's model is not to be had under the rules of another one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from client_app.private_file import write_private
 from federation.messages import Arrays, Reason
 
 _PARTS = ("model", "strategy", "codec")
+_KEYS = ("private", "advert", "key", "public")
+_DIGEST = 32  # bytes of SHA-256 before the model's
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class Ring:
     """Keys of one run.
 
     Attributes:
+        experiment: its SHA-256, hexadecimal.
         private, advert: this hospital's, to be sent the run's key with.
         key, public: the run's, as `federation.secure_aggregation.ckks` writes them; empty before.
     """
 
+    experiment: str
     private: bytes = field(default=b"", repr=False)
     advert: bytes = b""
     key: bytes = field(default=b"", repr=False)
@@ -46,9 +51,11 @@ class State:
     """Where the run is: what a coordinator's checkpoint is elsewhere.
 
     Attributes:
+        experiment: its SHA-256, hexadecimal.
         round: after which the model is so; 0: untrained.
     """
 
+    experiment: str
     round: int
     model: Arrays
     strategy: Arrays = field(default_factory=dict)
@@ -65,33 +72,51 @@ class EncryptedRun:
     def of(cls, state: Path, run: str) -> EncryptedRun:
         return cls(state / "encrypted" / hashlib.sha256(run.encode()).hexdigest()[:32])
 
-    def ring(self) -> Ring:
-        """The keys; empty ones before there are any. Raises Refused: damaged."""
+    def ring(self, experiment: str) -> Ring:
+        """The keys; empty ones before there are any.
+
+        Raises:
+            Refused: of another experiment. Where they are damaged there are none, as if they were lost.
+        """
         try:
             content = json.loads((self.folder / "ring.json").read_bytes())
-            return Ring(**{key: base64.b64decode(value) for key, value in content.items()})
-        except FileNotFoundError:
-            return Ring()
-        except (OSError, ValueError, TypeError) as error:
-            raise Refused(Reason.NO_KEYS) from error
+            named = content.pop("experiment")
+            keys = {name: base64.b64decode(value) for name, value in content.items()}
+            ring = Ring(str(named), **keys)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return Ring(experiment)
+        _require_same(ring.experiment, experiment)
+        return ring
 
     def keep_ring(self, ring: Ring) -> None:
-        content = {key: base64.b64encode(value).decode() for key, value in asdict(ring).items()}
+        content = asdict(ring)
+        for name in _KEYS:
+            content[name] = base64.b64encode(content[name]).decode()
         write_private(self.folder / "ring.json", json.dumps(content).encode())
 
-    def state(self) -> State | None:
-        """The newest; None where nothing was opened yet, or it is damaged."""
+    def state(self, experiment: str) -> State | None:
+        """The newest; None where nothing was opened yet, or it is damaged.
+
+        Raises:
+            Refused: of another experiment.
+        """
         try:
-            with safetensors.safe_open(self.folder / "model.bin", framework="numpy") as file:
-                metadata: dict[str, str] = file.metadata()
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, safetensors.SafetensorError):
+            stored = (self.folder / "model.bin").read_bytes()
+            content = stored[_DIGEST:]
+            if hashlib.sha256(content).digest() != stored[:_DIGEST]:
+                return None
+            size = int.from_bytes(content[:8], "little")
+            metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+            arrays = safetensors.numpy.load(content)
+            named, round_ = str(metadata["experiment"]), int(metadata["round"])
+        except (OSError, safetensors.SafetensorError, ValueError, KeyError):
             return None
+        _require_same(named, experiment)
         parts: dict[str, Any] = {part: {} for part in _PARTS}
         for name, array in arrays.items():
             part, _, own = name.partition("/")
             parts[part][own] = array
-        return State(int(metadata["round"]), **parts)
+        return State(named, round_, **parts)
 
     def keep_state(self, state: State) -> None:
         """Replace it, on the disk when this returns."""
@@ -100,5 +125,15 @@ class EncryptedRun:
             for part in _PARTS
             for name, array in getattr(state, part).items()
         }
-        content = safetensors.numpy.save(arrays, {"round": str(state.round)})
-        write_private(self.folder / "model.bin", content)
+        metadata = {"round": str(state.round), "experiment": state.experiment}
+        content = safetensors.numpy.save(arrays, metadata)
+        write_private(self.folder / "model.bin", hashlib.sha256(content).digest() + content)
+
+    def forget_state(self) -> None:
+        """The model is not the others': the rounds are to be opened anew."""
+        (self.folder / "model.bin").unlink(missing_ok=True)
+
+
+def _require_same(named: str, experiment: str) -> None:
+    if named != experiment:
+        raise Refused(Reason.REFUSED_EXPERIMENT)

@@ -1,13 +1,26 @@
 """This hospital's part in a sum that only hospitals read.
 
-The arithmetic and what it promises are in `federation.secure_aggregation.ckks`. A round's sum is opened
-here when enough hospitals signed who is in it and which model they hold. Then the strategy moves the
-model, at each hospital alike, and the round's figures are told: of one sum a round.
+The arithmetic is in `federation.secure_aggregation.ckks`. A round's sum is opened here when enough
+hospitals signed who is in it, which ciphertexts it is and which model they hold. Then the strategy moves
+the model, at each hospital alike, and the round's figures are told: of one sum a round.
+
+What the coordinator learns, whatever it sends: sizes, who takes part, and each round's figures summed
+over more than two thirds of the hospitals; the final model, if experiment and policy let it go. It can
+stop a run, leave hospitals out and have wrong figures in its own report. It reads no update, no sum of
+updates and no model, and no other vector than the agreed sum moves the model. As under any secure sum,
+two rounds' figures tell together of who was in one of them alone: counts, which do not change from round
+to round, exactly.
+
+That rests on: the hardness of ring-LWE at the parameters in `ckks`, HMAC-SHA-256, Ed25519, X25519 and
+AES-GCM; a roster that names the true hospitals; fewer than a third of them corrupted or put back to an
+older disk; and **no hospital that works together with the coordinator: any one that does can read every
+other's update**, because each has the run's key. Against that only `masks` helps.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,12 +44,12 @@ from federation.messages import Answer, Phase, Protected, Reason
 from federation.roster import Roster
 from federation.schema import ConfigError
 from federation.secure_aggregation import keys, letters, sealing
-from federation.secure_aggregation.agreement import Agreement
+from federation.secure_aggregation.agreement import Agreement, Proposal, Signed
 from federation.secure_aggregation.ckks import Ckks, HospitalKey
-from federation.secure_aggregation.encryption import Vectors, vectors_of
-from federation.secure_aggregation.keys import Occasion
+from federation.secure_aggregation.encryption import Vectors, run_of, vectors_of
+from federation.secure_aggregation.keys import Occasion, derived
 from federation.secure_aggregation.sealing import Meeting, SealingAdvert
-from federation.secure_aggregation.stream import Signed
+from federation.secure_aggregation.stream import Signed as SignedIntegers
 from federation.secure_aggregation.weights import shares
 
 
@@ -89,24 +102,22 @@ class EncryptedSum:
     def _advertise(self) -> bytes:
         if self.asked.request.letter != self._roster.sha256().encode():
             raise Refused(Reason.ROSTER_DIFFERS)
-        ring = self.run.ring()
+        ring = self._ring
         if not ring.advert:
             private, advert = sealing.advertise(
                 self.identity.key, self._name, own_size(self.asked), self._meeting
             )
-            ring = Ring(private.private_bytes_raw(), advert.to_bytes())
+            ring = replace(ring, private=private.private_bytes_raw(), advert=advert.to_bytes())
             self.run.keep_ring(ring)
         return ring.advert
 
     def _share_key(self) -> bytes:
         """The run's key, sealed for each hospital that asks for it; made here if nobody has it yet."""
         public, adverts = letters.split(self.asked.request.letter, 2)
-        ring = self.run.ring()
+        ring = self._ring
         if not ring.key:
             if public:
-                raise Refused(
-                    Reason.NO_KEYS
-                )  # others have a key already, and it has to be that one
+                raise Refused(Reason.NO_KEYS)  # others have one, and it has to be that
             made = Ckks().make_key()
             ring = replace(ring, key=made.to_bytes(), public=made.public.to_bytes())
             self.run.keep_ring(ring)
@@ -124,12 +135,18 @@ class EncryptedSum:
         return letters.join(ring.public, letters.boxes_to_bytes(boxes))
 
     def _receive_key(self, public: bytes, sealer: str, box: bytes) -> None:
-        """Take the run's key out of the box that another hospital sealed for this one."""
-        ring, identities = self.run.ring(), self._roster.identities()
-        if ring.key:
-            if ring.public != public:
-                raise Refused(Reason.BAD_KEY)
+        """Take the run's key out of the box that another hospital sealed for this one.
+
+        A key that was made here gives way as long as nothing was encrypted: who made it may have
+        vanished before the others heard of it, and another hospital made theirs.
+        """
+        ring, identities = self._ring, self._roster.identities()
+        if ring.key and ring.public == public:
             return
+        if ring.key and (
+            self._state.round or any(s.masked for s in self.sessions.sessions.values())
+        ):
+            raise Refused(Reason.BAD_KEY)
         if not ring.private:
             raise Refused(Reason.NO_KEYS)
         if sealer not in identities:
@@ -147,7 +164,8 @@ class EncryptedSum:
         """Take the key if it comes along, and open the rounds that this hospital missed.
 
         Raises:
-            Refused, WireError: as `reply`; NO_MODEL, what came does not lead to the model of this round.
+            Refused, WireError: as `reply`; NO_MODEL, what came does not lead to the model of this round;
+                NO_KEYS, the key was lost here and has to be sealed anew.
         """
         request = self.asked.request
         public, adverts, sealer, box = letters.split(request.letter, 4)
@@ -156,8 +174,11 @@ class EncryptedSum:
         if request.round <= self.sessions.opened or self._name not in sizes:
             raise Refused(Reason.REPLAYED)
         self._catch_up(request.base if request.base is not None else 0)
+        if self._state.round != request.round - 1:
+            raise Refused(Reason.REPLAYED)
         session = self.sessions.sessions.get((request.round, 0))
-        if session is None:
+        if session is None or (session.cohort != adverts and session.survivors is None):
+            # others may have come before the round was done again: it is for another sum
             self.sessions.keep(Session(request.round, 0, b"", b"", cohort=adverts))
         elif session.cohort != adverts:
             raise Refused(Reason.REPLAYED)
@@ -174,11 +195,11 @@ class EncryptedSum:
         missed = self.asked.request.round - 1 - base
         if base > self._state.round or missed < 0:
             raise Refused(Reason.NO_MODEL)
-        opened = letters.split(self.asked.blob, 3 * missed) if missed else ()
+        opened = letters.split(self.asked.blob, 3 * missed)
         for place in range(missed):
             adverts, letter, total = opened[3 * place : 3 * place + 3]
             if base + place + 1 > self._state.round:
-                self._move(base + place + 1, adverts, letter, total)
+                self._move(base + place + 1, adverts, Signed.from_bytes(letter), total)
 
     @cached_property
     def share(self) -> float:
@@ -194,17 +215,18 @@ class EncryptedSum:
         """What is done with the answer to the request; see `client_app.outbox.SecureSum`."""
         return Encrypting(self, received)
 
-    def encrypted(self, update: Signed, counted: Signed) -> Protected:
+    def encrypted(self, update: SignedIntegers, counted: SignedIntegers) -> Protected:
         """Both vectors, encrypted for the hospitals.
 
         Raises:
             Refused: others were encrypted for this round before.
         """
-        digest = hashlib.sha256(update.tobytes() + counted.tobytes()).hexdigest()
-        if self._session.masked not in ("", digest):
+        both = hashlib.sha256(update.tobytes() + counted.tobytes()).hexdigest()
+        if self._session.masked not in ("", both):
             raise Refused(Reason.REPLAYED)
-        self.sessions.keep(replace(self._session, masked=digest))
-        vectors = self._vectors(self.asked.request.round, self.asked.request.train)
+        self.sessions.keep(replace(self._session, masked=both))
+        request = self.asked.request
+        vectors = self._vectors(request.round, self._session.cohort, request.train)
         return Protected(b"", vectors.encrypt(self._key, self._name, update, counted))
 
     # --- opening ---------------------------------------------------------------------------------
@@ -215,56 +237,58 @@ class EncryptedSum:
             return before
         if not session.masked:
             raise Refused(Reason.NO_KEYS)
-        survivors = letters.names_from_bytes(letter)
-        agreement = self._agreement(session.round, session.cohort, _digest(self.packed))
-        signature = agreement.sign(survivors, self._name, self.identity.key)
+        if self._state.round != session.round - 1:
+            raise Refused(Reason.NO_MODEL)
+        agreement = self._agreement(session.round, session.cohort, self._model)
+        proposal = Proposal.from_bytes(letter)
+        signature = agreement.sign(proposal, self._name, self.identity.key)
         reply = letters.join(agreement.model, signature)
+        survivors = proposal.survivors
         self.sessions.keep(session.answers(Phase.SIGN, letter, reply, survivors=survivors))
         return reply
 
     def _open(self) -> bytes:
         """The round's figures; from here on the model is the next.
 
-        A crash between the model and the session is mended: the figures are told on the same signatures.
+        The model is kept first. After a crash before the session is, the same letter brings the same
+        figures, and the model stays as it is.
         """
         session, request = self._session, self.asked.request
-        listed, _ = letters.split(request.letter, 2)
-        survivors = letters.names_from_bytes(listed)
+        signed = Signed.from_bytes(request.letter)
+        otherwise = Reason.SURVIVORS_DIFFER if session.opened is None else Reason.BOTH_SHARES
+        mine = session.reply(Phase.SIGN, signed.proposal.to_bytes(), otherwise)
+        if mine is None:
+            raise Refused(otherwise)
         if session.opened is not None:
-            if survivors != session.opened:
-                raise Refused(Reason.BOTH_SHARES)
             return session.answered[Phase.OPEN][1]
-        if session.survivors != survivors:
-            raise Refused(Reason.SURVIVORS_DIFFER)
         counted, update = letters.split(self.asked.blob, 2)
-        model, _ = letters.split(session.answered[Phase.SIGN][1], 2)  # as it was when signed
-        self._agreement(session.round, session.cohort, model).require(
-            survivors, self._signatures(request.letter), self._roster.identities()
-        )
-        vectors = self._vectors(session.round, request.train)
+        model, _ = letters.split(mine, 2)  # as it was when signed
+        self._require(session.round, session.cohort, signed, model)
+        signed.proposal.require_figures(counted)
+        vectors = self._vectors(session.round, session.cohort, request.train)
         figures, whose = vectors.figures_of(self._key, counted)
-        if whose != survivors:
+        if whose != signed.proposal.survivors:
             raise Refused(Reason.SURVIVORS_DIFFER)
-        if request.train and self._state.round < session.round:
-            self._move(session.round, session.cohort, request.letter, update)
+        if request.train and self._state.round == session.round - 1:
+            self._move(session.round, session.cohort, signed, update)
         reply = figures.astype("<i8").tobytes()
         self.sessions.opened = max(self.sessions.opened, session.round)
-        self.sessions.keep(session.answers(Phase.OPEN, request.letter, reply, opened=survivors))
+        opened = signed.proposal.survivors
+        self.sessions.keep(session.answers(Phase.OPEN, request.letter, reply, opened=opened))
         return reply
 
-    def _move(self, round_: int, adverts: bytes, letter: bytes, total: bytes) -> None:
+    def _move(self, round_: int, adverts: bytes, signed: Signed, total: bytes) -> None:
         """Open a round's updates and let the strategy move the model by their mean.
 
         Raises:
             Refused, WireError: not enough signatures on just this sum and this hospital's model.
         """
-        listed, _ = letters.split(letter, 2)
-        survivors = letters.names_from_bytes(listed)
-        self._agreement(round_, adverts, _digest(self.packed)).require(
-            survivors, self._signatures(letter), self._roster.identities()
-        )
-        vectors = self._vectors(round_, True)
-        integers, whose = vectors.update_of(self._key, total)
+        if self._state.round != round_ - 1:
+            raise Refused(Reason.NO_MODEL)
+        self._require(round_, adverts, signed, self._model)
+        signed.proposal.require_update(total)
+        survivors = signed.proposal.survivors
+        integers, whose = self._vectors(round_, adverts, True).update_of(self._key, total)
         if whose != survivors:
             raise Refused(Reason.SURVIVORS_DIFFER)
         mean, after = self._chain.decode(integers, len(survivors), self._scales, round=round_)
@@ -275,15 +299,28 @@ class EncryptedSum:
         strategy = strategies.build(self.asked.experiment)
         parameters = frozenset(name for name, _ in self._network.named_parameters())
         model, memory = strategies.move(strategy, held.model, mean, held.strategy, parameters)
-        self._keep(State(round_, model, memory, {"scales": after}))
+        self._keep(State(self._experiment, round_, model, memory, {"scales": after}))
+
+    def _require(self, round_: int, adverts: bytes, signed: Signed, model: bytes) -> None:
+        """That enough hospitals signed just this, of the model that is held here.
+
+        Raises:
+            ProtocolError: they did not.
+            Refused: NO_MODEL, they did, and hold another one: what is here is forgotten.
+        """
+        agreement = self._agreement(round_, adverts, signed.model)
+        agreement.require(signed.proposal, signed.signatures, self._roster.identities())
+        if not hmac.compare_digest(signed.model, model):
+            self.run.forget_state()
+            raise Refused(Reason.NO_MODEL)
 
     def _release(self) -> bytes:
         """The final model, where experiment and policy let the coordinator have it."""
-        experiment, policy = self.asked.experiment, self.asked.site.policy
+        held, experiment, policy = self._state, self.asked.experiment, self.asked.site.policy
         secure = experiment.secure_aggregation
         if secure is None or secure.release != "coordinator" or policy.release != "coordinator":
             raise Refused(Reason.REFUSED_RELEASE)
-        if self._state.round != experiment.rounds:
+        if held.round != experiment.rounds:
             raise Refused(Reason.REFUSED_RELEASE)  # models on the way would tell of single rounds
         return self.packed
 
@@ -299,11 +336,23 @@ class EncryptedSum:
 
     @property
     def _meeting(self) -> Meeting:
-        return Meeting(self.asked.request.run, self._roster.sha256())
+        return Meeting(self._run, self._roster.sha256())
+
+    @property
+    def _experiment(self) -> str:
+        return self.asked.experiment.sha256()
+
+    @property
+    def _run(self) -> str:
+        return run_of(self.asked.request.run, self.asked.experiment)
+
+    @property
+    def _ring(self) -> Ring:
+        return self.run.ring(self._experiment)
 
     @cached_property
     def _key(self) -> HospitalKey:
-        ring = self.run.ring()
+        ring = self._ring
         if not ring.key:
             raise Refused(Reason.NO_KEYS)
         return HospitalKey.from_bytes(ring.key, ring.public)
@@ -333,12 +382,19 @@ class EncryptedSum:
         """The model held here; the untrained one, drawn from the experiment's seed, before the first."""
         if not hasattr(self, "_held"):
             fresh = {name: a.copy() for name, a in models.arrays_of(self._network).items()}
-            self._held = self.run.state() or State(0, fresh)
+            held = self.run.state(self._experiment)
+            self._held = held or State(self._experiment, 0, fresh)
         return self._held
 
     def _keep(self, state: State) -> None:
         self.run.keep_state(state)
         self._held = state
+
+    @property
+    def _model(self) -> bytes:
+        """Stands for the model in signatures; without the run's key nobody can try guesses on it."""
+        key = derived(self._key.run_key, "ckks model digest")
+        return hmac.digest(key, self.packed, hashlib.sha256)
 
     @property
     def _scales(self) -> Scales:
@@ -358,28 +414,30 @@ class EncryptedSum:
     def _shares(self, adverts: bytes) -> dict[str, float]:
         return shares(self._sizes(adverts), self.asked.experiment.participation.weighting)
 
-    def _vectors(self, round_: int, train: bool) -> Vectors:
+    def _vectors(self, round_: int, adverts: bytes, train: bool) -> Vectors:
         experiment = self.asked.experiment
         counts = Figures.of(experiment, tasks.build(experiment.task))
-        occasion = Occasion(self.asked.request.run, round_, 0, self._roster.sha256())
+        occasion = Occasion(self._run, round_, 0, self._roster.sha256())
         return vectors_of(
-            experiment, occasion, self._roster.names(), self._chain, counts, train=train
+            experiment,
+            occasion,
+            self._roster.names(),
+            self._chain,
+            counts,
+            adverts=adverts,
+            train=train,
         )
 
     def _agreement(self, round_: int, adverts: bytes, model: bytes) -> Agreement:
-        vectors = self._vectors(round_, False)
+        vectors = self._vectors(round_, adverts, False)
         return Agreement(
             occasion=vectors.occasion,
             members=vectors.members,
             key_id=self._key.public.key_id,
-            adverts=_digest(adverts),
+            adverts=vectors.adverts,
             model=model,
             least=max(vectors.least, self.asked.site.policy.least_hospitals),
         )
-
-    @staticmethod
-    def _signatures(letter: bytes) -> dict[str, bytes]:
-        return letters.signatures_from_bytes(letters.split(letter, 2)[1])
 
 
 @dataclass(frozen=True)
@@ -394,7 +452,3 @@ class Encrypting:
         update, _, counted = integers_of(self.sum.working, self.received, answer, self.sum.share)
         protected = self.sum.encrypted(update, counted)
         return Answer(answer.round, protected=protected, spent=answer.spent)
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()

@@ -18,7 +18,7 @@ from federation.codec import down
 from federation.messages import Arrays, Reason, Request, Shape
 
 _KEPT = 3  # runs whose models are held
-_DIGEST = 32
+_DIGEST, _STAMP = 32, 8
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,23 @@ class HeldModel:
             held = self._read(request.base)
             if held is None:
                 raise Refused(Reason.NO_MODEL)
-            blob = wire.pack(down.apply(wire.unpack(held, shape), blob))
-        arrays = wire.unpack(blob, shape)
+            arrays = down.apply(wire.unpack(held, shape), blob)
+            shape.check(arrays)
+            blob = wire.pack(arrays)
+        else:
+            arrays = wire.unpack(blob, shape)
         self._write(request.round - 1, blob)
         return arrays, blob
 
     def _read(self, round_: int) -> bytes | None:
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                digest, stamp, blob = file.read(_DIGEST), file.read(_STAMP), file.read()
         except OSError:
             return None
-        digest, held = content[:_DIGEST], content[_DIGEST:]
-        if hashlib.sha256(held).digest() != digest or not held.startswith(_stamp(round_)):
-            return None
-        return held[8:]
+        found = hashlib.sha256(stamp)
+        found.update(blob)
+        return blob if found.digest() == digest and stamp == _stamp(round_) else None
 
     def _write(self, round_: int, blob: bytes) -> None:
         """Replace the file; not synced, since a crash costs no more than a whole model."""
@@ -73,4 +76,4 @@ class HeldModel:
 
 
 def _stamp(round_: int) -> bytes:
-    return round_.to_bytes(8, "little")
+    return round_.to_bytes(_STAMP, "little")

@@ -19,7 +19,7 @@ from client_app import identity
 from client_app.identity import Identity
 from client_app.patients import find_patients
 from client_app.policy import Refused, require_patients
-from client_app.received import Asked, Received, encode
+from client_app.received import Asked, Received, quantised
 from client_app.sessions import Session, Sessions
 from federation import figures
 from federation.codec import packing
@@ -154,22 +154,22 @@ class MaskedSum:
             Refused: other vectors were masked for this sum before.
         """
         secrets, cohort, held = self._joined
-        vectors = hashlib.sha256(update.tobytes() + counted.tobytes()).hexdigest()
-        if self._session.masked not in ("", vectors):
+        vectors = hashlib.sha256(update.tobytes())
+        vectors.update(counted.tobytes())
+        if self._session.masked not in ("", vectors.hexdigest()):
             raise Refused(Reason.REPLAYED)
-        self.sessions.keep(replace(self._session, masked=vectors))
-        blob = b""
+        self.sessions.keep(replace(self._session, masked=vectors.hexdigest()))
+        blobs = []
         for vector, width, part in (
             (update, masks.headroom(bits, len(held.sharers)), "update"),
             (counted, figures.BITS, "figures"),
         ):
             residues = masks.to_residues(vector, width)
             masks.mask(secrets, cohort, held.sharers, residues, width, part=part)
-            blob += (
-                packing.pack(residues, width) if width <= packing.MOST_BITS else residues.tobytes()
-            )
+            packed = width <= packing.MOST_BITS
+            blobs.append(packing.pack(residues, width) if packed else residues.tobytes())
         keys = self._advert(self.asked.request.round + 1, 0, secrets.size)
-        return Protected(keys, blob)
+        return Protected(keys, b"".join(blobs))
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -284,9 +284,7 @@ def integers_of(
     counted = Figures.of(asked.experiment, received.task).integers(answer)
     update: Signed = np.empty(0, np.int32)
     if answer.trained is not None:
-        trained = encode(asked, received, answer.trained, share)
-        encoded = chain.from_bytes(trained.encoded or b"", round=round_)
-        update = chain.integers(encoded)
+        update = chain.integers(quantised(asked, received, answer.trained.update, share))
     return update, chain.bits(round=round_), counted
 
 

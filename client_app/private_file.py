@@ -9,7 +9,7 @@ from pathlib import Path
 from federation.schema import ConfigError
 
 
-def write_private(path: Path, content: bytes, *, replace: bool = True) -> None:
+def write_private(path: Path, content: bytes | memoryview, *, replace: bool = True) -> None:
     """Write a file with mode 0600 so that a reader, or a crash, sees all of it or none.
 
     Args:

@@ -16,7 +16,7 @@ from client_app.residual import Residual
 from client_app.site import Site
 from client_app.training.device import pick_device
 from federation import models, tasks, wire
-from federation.codec.chain import Chain, build
+from federation.codec.chain import Chain, Encoded, build
 from federation.messages import Answer, Arrays, Reason, Request, Shape, Trained, WireError
 from federation.schema import ConfigError, Experiment, Training
 from federation.tasks import Task
@@ -88,7 +88,8 @@ def receive(asked: Asked) -> Received:
         raise WireError(Reason.MALFORMED)
     else:
         arrays, packed = wire.unpack(asked.blob, shape), asked.blob
-    network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
+    for name, own in models.arrays_of(network).items():
+        own[...] = arrays[name]
     chain = None
     if experiment.codec is not None:
         chain = build(experiment.codec, network, seed=experiment.seed)
@@ -140,8 +141,19 @@ class Encoding:
         return replace(answer, trained=encode(self.asked, self.received, answer.trained))
 
 
-def encode(asked: Asked, received: Received, trained: Trained, share: float = 1.0) -> Trained:
+def encode(asked: Asked, received: Received, trained: Trained) -> Trained:
     """The training with its update as the codec writes it; the same again for the same training.
+
+    Raises:
+        WireError: scales that are none, or an update that is not finite.
+    """
+    chain = _chain(received)
+    encoded = quantised(asked, received, trained.update)
+    return replace(trained, encoded=chain.to_bytes(encoded, round=asked.request.round))
+
+
+def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1.0) -> Encoded:
+    """An update in the codec's integers, with what is left of it kept; the same again for the same one.
 
     Args:
         share: the update's weight in a sum, at most 1; error feedback is kept without it.
@@ -149,18 +161,28 @@ def encode(asked: Asked, received: Received, trained: Trained, share: float = 1.
     Raises:
         WireError: scales that are none, or an update that is not finite.
     """
-    chain, request = received.chain, asked.request
-    if chain is None:
-        raise ValueError("an experiment without a codec")
+    chain, request = _chain(received), asked.request
     left = Residual.of(asked.site.state, request.run)
     before = left.before(request.round) if chain.codec.error_feedback else None
+    if share != 1:
+        update = {
+            name: (array * share).astype(array.dtype, copy=False) for name, array in update.items()
+        }
+        before = None if before is None else before * np.float32(share)
     encoded = chain.encode(
-        {name: (array * share).astype(array.dtype) for name, array in trained.update.items()},
-        None if before is None else before * np.float32(share),
+        update,
+        before,
         chain.scales_from_bytes(request.scales),
         round=request.round,
         seed=local_seed(asked),
     )
     if encoded.residual is not None:
-        left.keep(request.round, encoded.residual / np.float32(share))
-    return replace(trained, encoded=chain.to_bytes(encoded, round=request.round))
+        rest = encoded.residual if share == 1 else encoded.residual / np.float32(share)
+        left.keep(request.round, rest)
+    return encoded
+
+
+def _chain(received: Received) -> Chain:
+    if received.chain is None:
+        raise ValueError("an experiment without a codec")
+    return received.chain

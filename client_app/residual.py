@@ -49,7 +49,7 @@ class Residual:
         """Raises ConfigError: the folder cannot be written to."""
         content = io.BytesIO()
         np.save(content, left, allow_pickle=False)
-        write_private(self._file(round_), content.getvalue())
+        write_private(self._file(round_), content.getbuffer())
         for number in self._rounds():
             if number > round_ or number not in self._rounds()[-_KEPT:]:
                 self._file(number).unlink(missing_ok=True)

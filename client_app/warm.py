@@ -7,6 +7,7 @@ start a thread, touch a GPU or draw a random number.
 
 import logging
 
+import highdicom
 import monai.data
 import monai.inferers
 import monai.losses

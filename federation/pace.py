@@ -32,12 +32,14 @@ class Pace:
         return min(max(waited / 10, self._shortest), self._longest)
 
 
-def hurry_flower() -> None:
+def hurry_flower(longest: float = 7200.0) -> None:
     """Let this process ask again soon for a part of a message that is still being uploaded.
 
     Flower announces a message before its parts are there, and a reader that comes too early waits a
-    second or more before it asks again (flwr 1.41, `inflatable_utils.py`; no setting). An upload
-    still has the two hours that Flower gives it.
+    second or more before it asks again (flwr 1.41, `inflatable_utils.py`; no setting).
+
+    Args:
+        longest: seconds that an upload may take; Flower's two hours.
 
     Raises:
         RuntimeError: flwr changed, and this no longer does what it says.
@@ -46,10 +48,11 @@ def hurry_flower() -> None:
         inflatable_utils.pull_objects,
         inflatable_utils.pull_and_inflate_object_from_tree,
     ]
-    faster = {
+    faster: dict[str, float | None] = {
         "initial_backoff": _FIRST_RETRY,
         "backoff_cap": _LONGEST_RETRY,
         "max_tries_per_object": None,
+        "max_time": longest,
     }
     for function in functions:
         defaults = function.__kwdefaults__ or {}

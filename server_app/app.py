@@ -26,12 +26,12 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run configuration names, from its last committed round."""
-    hurry_flower()
     config = context.run_config
     home = Home(Path(os.environ[HOME_VARIABLE]))
     experiment = Experiment.from_canonical(
         str(config["experiment"]), str(config["experiment-sha256"])
     )
+    hurry_flower(experiment.participation.deadline)  # a late answer is not waited for either
     folder = RunFolder(home.runs / str(config["run"]))
     with folder.conducting():
         try:

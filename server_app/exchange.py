@@ -3,10 +3,17 @@
 Flower's own `send_and_receive` sleeps three seconds between looks and never tells a crash from a
 refusal. Here the pause is a tenth of the time waited so far, a hospital that crashed or vanished is
 asked again while the deadline allows, and whatever is wrong with an answer has a name.
+
+Flower lists a reply before its parts are there, hands it out once, and whoever took it waits for the
+parts: for three minutes after the last of them, if the hospital was killed while it sent (flwr 1.41,
+`OBJECT_PUSH_SESSION_TTL_SECONDS`). So each reply is waited for in a thread of its own, and none holds
+up the others, or the end of the exchange.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -147,20 +154,24 @@ class _Conversation:
         self.sent_at: dict[str, float] = {}
         self.began = time.monotonic()
         self.deadline = self.began + exchange.participation.deadline
+        self._arrived: queue.SimpleQueue[tuple[str, Message | BaseException]] = queue.SimpleQueue()
+        self._over = threading.Event()
         # to be asked as soon as they are connected, and since when
         self.unasked = dict.fromkeys(parcels, self.began)
 
     def hold(self) -> list[Outcome]:
         pace = Pace(shortest=0.02)
-        while self.pending or self.unasked:
-            self._send()
-            if self._collect():
-                pace.news()
-            now = time.monotonic()
-            self._hurry(now)
-            self._give_up(now)
-            if self.pending or self.unasked:
-                time.sleep(min(pace.pause(), max(self.deadline - now, 0)))
+        try:
+            while self.pending or self.unasked:
+                self._send()
+                left = self.deadline - time.monotonic()
+                if self._collect(min(pace.pause(), max(left, 0))):
+                    pace.news()
+                now = time.monotonic()
+                self._hurry(now)
+                self._give_up(now)
+        finally:
+            self._over.set()
         return [self.outcomes[name] for name in sorted(self.outcomes)]
 
     def _hurry(self, now: float) -> None:
@@ -211,44 +222,51 @@ class _Conversation:
             self.pending[message_id] = name
             self.sent_at[name] = time.monotonic()
             del self.unasked[name]
+            threading.Thread(target=self._listen, args=(message_id,), daemon=True).start()
 
-    def _collect(self) -> bool:
-        """Take what has arrived; whether anything had."""
-        if not self.pending:
-            return False
-        replies = self._pull()
-        for reply in replies:
-            name = self.pending.pop(reply.metadata.reply_to_message_id, None)
-            if name is not None:
-                self._take(self.outcomes[name], reply)
-        return bool(replies)
+    def _listen(self, message_id: str) -> None:
+        """Wait for one reply, in a thread of its own that changes nothing but `_arrived`.
 
-    def _pull(self) -> list[Message]:
-        """What has arrived. An answer that Flower cannot even read must not take the others along."""
-        pull = self.exchange.grid.pull_messages
-        try:
-            return list(pull(list(self.pending)))
-        except httpx.TransportError:
-            raise  # the SuperLink is away, in spite of Flower's retries
-        except Exception:
-            replies: list[Message] = []
-            for message_id, name in list(self.pending.items()):
-                try:
-                    replies.extend(pull([message_id]))
-                except httpx.TransportError:
-                    raise
-                except Exception:
-                    del self.pending[message_id]
-                    self.outcomes[name].reason = Reason.MALFORMED
-            return replies
+        One that comes when the exchange is over is dropped, wherever this thread is with it.
+        """
+        pace = Pace(shortest=0.01 * len(self.parcels))  # together a hundred times a second at most
+        while not self._over.wait(pace.pause()):
+            try:
+                replies = list(self.exchange.grid.pull_messages([message_id]))
+            except BaseException as error:  # Flower's word that a run was stopped is no Exception
+                self._arrived.put((message_id, error))
+                return
+            if replies:
+                self._arrived.put((message_id, replies[0]))
+                return
+
+    def _collect(self, seconds: float) -> bool:
+        """Take what arrives, waiting so long for the first of it; whether anything did."""
+        found = False
+        while True:
+            try:
+                message_id, reply = self._arrived.get(timeout=0 if found else seconds)
+            except queue.Empty:
+                return found
+            found = True
+            name = self.pending.pop(message_id, None)
+            if name is None:
+                continue
+            outcome = self.outcomes[name]
+            if isinstance(reply, Message):
+                self._take(outcome, reply)
+            elif isinstance(reply, httpx.HTTPStatusError):  # the SuperLink's database was busy
+                self._lost(outcome, Reason.UNAVAILABLE)
+            elif isinstance(reply, Exception) and not isinstance(reply, httpx.TransportError):
+                outcome.reason = Reason.MALFORMED  # Flower cannot even read it
+            else:
+                raise reply  # the run was stopped, or the SuperLink is away in spite of retries
 
     def _take(self, outcome: Outcome, reply: Message) -> None:
         outcome.seconds = time.monotonic() - self.sent_at[outcome.hospital]
         if reply.has_error():
             # Flower's text of the error is not read: it may hold what a hospital must not say.
-            outcome.reason = _TRANSPORT_FAILURES.get(reply.error.code, Reason.CRASHED)
-            if outcome.attempts < self.exchange.participation.attempts:
-                self.unasked[outcome.hospital] = time.monotonic()
+            self._lost(outcome, _TRANSPORT_FAILURES.get(reply.error.code, Reason.CRASHED))
             return
         parcel = self.parcels[outcome.hospital]
         try:
@@ -264,4 +282,10 @@ class _Conversation:
             return
         if answer.refused is Reason.NO_MODEL and parcel.instead is not None:
             self.parcels[outcome.hospital] = parcel.instead
+            self.unasked[outcome.hospital] = time.monotonic()
+
+    def _lost(self, outcome: Outcome, reason: Reason) -> None:
+        """No answer came, which may be different when the hospital is asked again."""
+        outcome.reason = reason
+        if outcome.attempts < self.exchange.participation.attempts:
             self.unasked[outcome.hospital] = time.monotonic()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from federation.codec import pieces
 from federation.codec.packing import signed
+from federation.codec.stages import chunks
 from federation.messages import Arrays, Reason, WireError
 
 _VERSION = 1
@@ -61,16 +63,9 @@ def difference(
             made[name] = new[name].copy()
             counters.append(_counter(new[name]) - _counter(old))
             continue
-        wanted = new[name].astype(np.float64)
-        if residual is not None:
-            wanted += residual[name]
-        change = (wanted - old).reshape(-1)
-        if not np.isfinite(change).all():
-            raise WireError(Reason.NOT_FINITE)
-        exponent = _exponent(float(np.max(np.abs(change), initial=0.0)), bits)
-        steps = np.rint(np.ldexp(change, -exponent)).astype(np.int32)
-        made[name] = _moved(old, steps, exponent)
-        rest[name] = np.asarray(wanted - made[name], np.float32)
+        change = _Change(old, new[name], None if residual is None else residual[name])
+        exponent = _exponent(change.largest(), bits)
+        made[name], rest[name], steps = change.taken(exponent)
         exponents.append(exponent)
         integers.append(steps)
     blob = b"".join(
@@ -109,9 +104,12 @@ def apply(held: Arrays, blob: bytes) -> Arrays:
     for name, exponent in zip(floats, signed(exponents, _EXPONENT_BITS).tolist(), strict=True):
         if not _LOWEST <= exponent <= -_LOWEST:
             raise WireError(Reason.MALFORMED)
-        steps = signed(integers[at : at + held[name].size], bits)
-        made[name] = _moved(held[name], steps, exponent)
-        at += held[name].size
+        old, made[name] = held[name], np.empty(held[name].shape, held[name].dtype)
+        before, after = old.reshape(-1), made[name].reshape(-1)
+        for part in chunks(0, old.size):
+            steps = signed(integers[at : at + old.size][part], bits)
+            after[part] = _moved(before[part], steps, exponent)
+        at += old.size
     at = 0
     for name in others:
         changes = counters[2 * at : 2 * (at + held[name].size)].view(np.int64)
@@ -144,11 +142,51 @@ def _exponent(largest: float, bits: int) -> int:
     return max(exact, _LOWEST)
 
 
+@dataclass(frozen=True)
+class _Change:
+    """What is wanted of one array, worked on in parts that stay in the processor's cache.
+
+    Attributes:
+        residual: None: 0.
+    """
+
+    old: NDArray[Any]
+    new: NDArray[Any]
+    residual: NDArray[Any] | None
+
+    def largest(self) -> float:
+        """Of the values' changes. Raises WireError: one is not finite."""
+        largest = 0.0
+        for part in chunks(0, self.old.size):
+            change = self._wanted(part) - self.old.reshape(-1)[part]
+            if not np.isfinite(change).all():
+                raise WireError(Reason.NOT_FINITE)
+            largest = max(largest, float(np.max(np.abs(change))))
+        return largest
+
+    def taken(self, exponent: int) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.int32]]:
+        """The array that is made of the old one, what it lacks, and by how many steps it was moved."""
+        shape, old = self.old.shape, self.old.reshape(-1)
+        made, rest = np.empty(old.size, old.dtype), np.empty(old.size, np.float32)
+        steps = np.empty(old.size, np.int32)
+        for part in chunks(0, old.size):
+            wanted = self._wanted(part)
+            steps[part] = np.rint(np.ldexp(wanted - old[part], -exponent))
+            made[part] = _moved(old[part], steps[part], exponent)
+            rest[part] = wanted - made[part]
+        return made.reshape(shape), rest.reshape(shape), steps
+
+    def _wanted(self, part: slice) -> NDArray[np.float64]:
+        wanted = self.new.reshape(-1)[part].astype(np.float64)
+        if self.residual is not None:
+            wanted += self.residual.reshape(-1)[part]
+        return wanted
+
+
 def _moved(old: NDArray[Any], steps: NDArray[np.int32], exponent: int) -> NDArray[Any]:
     """old + steps·2^exponent, rounded once from float64: the same bits on every machine."""
-    change = np.ldexp(steps.astype(np.float64), exponent).reshape(old.shape)
     with np.errstate(over="ignore"):
-        return np.asarray(old.astype(np.float64) + change).astype(old.dtype)
+        return (old + np.ldexp(steps.astype(np.float64), exponent)).astype(old.dtype)
 
 
 def _counter(array: NDArray[Any]) -> NDArray[np.int64]:

@@ -21,9 +21,10 @@ the key: who sees it for some thousand coefficients can solve for the key (Li & 
 tells nothing of the error. A coordinator could shift c0 to push numbers over a rounding edge, and learn
 errors from which ones moved (Cheon et al. 2024, eprint 2024/127), so a number further than 1/4 from an
 integer refuses the whole sum; an honest one is refused with chance 2**-49 a number. A shift by a whole
-integer moves numbers whatever their error. The refusal itself still is one bit: a run whose total was
-refused ends, or goes on under a new key, but must not decrypt altered totals again and again. HE does
-not authenticate values: a coordinator can add a plain constant to the sum, as to a model that it sends.
+integer moves numbers whatever their error. The refusal itself still is one bit, so hospitals sign which
+total they decrypt, one a round (`federation.secure_aggregation.agreement`), and a run whose total was
+refused gets no further. HE does not authenticate values: anybody can add a plain constant to a sum, so
+vectors have a tag beside them (`federation.secure_aggregation.linear_mac`), without which none is used.
 
 *Randomness.* Each ciphertext has its own 64 bytes from the operating system, and a SEAL context of
 its own that they seed, because a seeded context would repeat itself. From them SEAL draws first the

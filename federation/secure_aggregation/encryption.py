@@ -6,6 +6,7 @@ opened here is the exact sum of what the hospitals in it encrypted for this very
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +32,15 @@ class Vectors:
 
     Attributes:
         members: hospitals that the run asks, sorted.
+        adverts: SHA-256 of the letter with all hospitals' adverts: what is weighted by other sizes is of
+            another sum.
         length, bits: of an update; a length of 0 where nothing is trained.
         figures: how many there are; each has 64 bits.
     """
 
     occasion: Occasion
     members: tuple[str, ...]
+    adverts: bytes
     least: int
     length: int
     bits: int
@@ -93,8 +97,17 @@ class Vectors:
         return self._sum("update", self.length, self.bits)
 
     def _sum(self, name: str, size: int, bits: int) -> Sum:
-        where, whole = self.occasion, size + linear_mac.length(bits)
-        return Sum(where.run, where.round, name, self.members, self.least, where.roster, whole, bits)
+        where = self.occasion
+        return Sum(
+            run=where.run,
+            round=where.round,
+            name=f"{name} {self.adverts.hex()}",
+            members=self.members,
+            least=self.least,
+            roster=where.roster,
+            size=size + linear_mac.length(bits),
+            bits=bits,
+        )
 
 
 @dataclass(frozen=True)
@@ -129,12 +142,14 @@ def vectors_of(
     chain: Chain,
     figures: Figures,
     *,
+    adverts: bytes,
     train: bool,
 ) -> Vectors:
     """A round's vectors, of what experiment and roster say.
 
     Args:
         roster: names of the federation's hospitals.
+        adverts: the letter with all hospitals' adverts.
     """
     secure = experiment.secure_aggregation
     if secure is None:
@@ -142,6 +157,7 @@ def vectors_of(
     return Vectors(
         occasion=occasion,
         members=tuple(sorted(experiment.participation.hospitals or roster)),
+        adverts=hashlib.sha256(adverts).digest(),
         least=secure.least,
         length=chain.length(round=occasion.round) if train else 0,
         bits=chain.bits(round=occasion.round),

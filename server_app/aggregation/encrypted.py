@@ -1,20 +1,22 @@
 """A sum that only hospitals read, led by the coordinator, who adds what it cannot decrypt.
 
-    advertise, share    once a run, and for a hospital that comes later: the key goes round, sealed
+    advertise, share    once a run, and for a hospital that comes later or lost it: the key goes round,
+                        sealed
     work                encrypted updates and figures are added as they arrive
-    sign                the survivors sign who is in the sum, and which model they hold
+    sign                the survivors sign who is in the sum, which ciphertexts it is, and which model
+                        they hold
     open                they are given the sum, move the model, and tell the round's figures
 
-What each step promises is in `federation.secure_aggregation.ckks`. The coordinator holds no model: what
-it keeps are the encrypted sums of all rounds, so that a hospital that missed some can follow.
+What all this promises is in `client_app.encrypted_sum`. The coordinator holds no model: what it keeps
+are the encrypted sums of all rounds, so that a hospital that missed some can follow. A sum that anybody
+may have signed is never made anew: each hospital signs one a round, and the round waits for the others.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -28,9 +30,9 @@ from federation.messages import Arrays, Expected, Phase, Reason, Request, WireEr
 from federation.roster import Roster
 from federation.schema import Experiment, SecureAggregation
 from federation.secure_aggregation import letters
-from federation.secure_aggregation.agreement import Agreement
+from federation.secure_aggregation.agreement import Agreement, Proposal, Signed
 from federation.secure_aggregation.ciphertexts import PublicContext
-from federation.secure_aggregation.encryption import Vectors, vectors_of
+from federation.secure_aggregation.encryption import Vectors, run_of, vectors_of
 from federation.secure_aggregation.keys import Occasion
 from federation.secure_aggregation.sealing import Meeting, SealingAdvert
 from server_app.aggregation.gathered import Gathered
@@ -39,6 +41,10 @@ from server_app.aggregation.sealed_sums import KeyRing, SealedSum
 from server_app.courier import Courier, Taken
 from server_app.exchange import Outcome, Parcel, TooFewHospitals
 from server_app.state import Checkpoint
+
+# a hospital that says so is sent all sums, or a key, and asked once more
+_BEHIND = frozenset({Reason.NO_MODEL})
+_WITHOUT_KEY = frozenset({Reason.NO_KEYS, Reason.BAD_SIGNATURE})
 
 
 @dataclass
@@ -82,17 +88,23 @@ class Encrypted:
 
     # --- the run's key ---------------------------------------------------------------------------
 
-    def _pass_the_key(self, hospitals: Sequence[str], request: Request) -> None:
-        """Have a hospital seal the run's key for those without it; the first makes it."""
+    def _pass_the_key(
+        self, hospitals: Sequence[str], request: Request, avoid: Collection[str] = ()
+    ) -> None:
+        """Have a hospital seal the run's key for those without it; the first makes it.
+
+        Args:
+            avoid: whose boxes did not open; asked last.
+        """
         online = self.courier.exchange.online()
         missing = [name for name in hospitals if name not in self.ring.boxes]
         if not missing or (self.ring.boxes and not any(name in online for name in missing)):
             return
         with self._timed("setup"):
             asking = self._adverts(missing, request)
-            holders = [name for name in sorted(self.ring.boxes) if name in online]
-            for sealer in holders or sorted(asking):
-                if self._sealed_by(sealer, asking, request):
+            holders = [name for name in self.ring.boxes if name in online]
+            for sealer in sorted(holders or asking, key=lambda name: (name in avoid, name)):
+                if asking and self._sealed_by(sealer, asking, request):
                     return
 
     def _adverts(self, missing: Sequence[str], request: Request) -> dict[str, SealingAdvert]:
@@ -122,7 +134,8 @@ class Encrypted:
             if set(found) != set(asking):
                 raise WireError(Reason.BAD_SHARE)
             self.ring.public = public
-            self.ring.adverts |= {name: advert.to_bytes() for name, advert in asking.items()}
+            told = {name: advert.to_bytes() for name, advert in asking.items()}
+            self.ring.adverts = told | self.ring.adverts  # a run's weights stay as they were
             self.ring.boxes |= {name: (sealer, box) for name, box in found.items()}
             self.ring.save()
             done.append(True)
@@ -142,7 +155,7 @@ class Encrypted:
             for name, advert in self.ring.adverts.items()
         }
         adverts = letters.sealing_adverts_to_bytes(told)
-        vectors = self._vectors(request)
+        vectors = self._vectors(request, adverts)
         totals = vectors.totals(self.ring.public)
 
         def add(outcome: Outcome) -> None:
@@ -152,22 +165,35 @@ class Encrypted:
             totals.add(outcome.hospital, protected.blob)
             outcome.answer = replace(outcome.answer, protected=None)  # it is in the sum: not kept
 
-        parcels = {}
-        for name in having:
-            sealer, box = self.ring.boxes[name]
-            letter = letters.join(self.ring.public, adverts, sealer.encode(), box)
-            asked = replace(request, letter=letter)
-            whole = Parcel(replace(asked, base=0), self._missed(0, request.round))
-            parcels[name] = whole
-            if (held := self._holds.get(name)) is not None and held < request.round:
-                blob = self._missed(held, request.round)
-                parcels[name] = Parcel(replace(asked, base=held), blob, instead=whole)
+        expected = replace(self.expected, protected=vectors.largest)
+
+        def carry(names: Sequence[str], held: Mapping[str, int]) -> list[Outcome]:
+            parcels: dict[str, Parcel] = {}
+            missed: dict[int, bytes] = {}
+            for name in names:
+                sealer, box = self.ring.boxes[name]
+                letter = letters.join(self.ring.public, adverts, sealer.encode(), box)
+                base = held.get(name, request.round - 1)
+                if base not in missed:
+                    missed[base] = self._missed(base, request.round)
+                asked = replace(request, letter=letter, base=base)
+                parcels[name] = Parcel(asked, missed[base])
+            outcomes = self.courier.carry(parcels, request.round, expected, taken=add)
+            self._rows.note(outcomes)
+            return outcomes
+
         with self._timed("work"):
-            outcomes = self.courier.carry(
-                parcels, request.round, replace(self.expected, protected=vectors.largest), taken=add
-            )
-        self._rows.note(outcomes)
-        survivors = tuple(o.hospital for o in outcomes if o.is_good)
+            outcomes = carry(having, self._holds)
+            behind = [o.hospital for o in outcomes if o.reason in _BEHIND]
+            lost = [o.hospital for o in outcomes if o.reason in _WITHOUT_KEY]
+            if lost:
+                sealers = {self.ring.boxes[name][0] for name in lost}
+                self.ring.forget(lost)
+                self._pass_the_key(lost, request, sealers)
+            again = [name for name in (*behind, *lost) if name in self.ring.boxes]
+            if again:
+                outcomes += carry(sorted(again), dict.fromkeys(again, 0))
+        survivors = tuple(sorted(o.hospital for o in outcomes if o.is_good))
         for name in survivors:
             self._holds[name] = request.round - 1
         self._require(len(survivors), self._threshold(vectors), "sent their part", request)
@@ -183,7 +209,7 @@ class Encrypted:
         )
 
     def _missed(self, held: int, round_: int) -> bytes:
-        """The opened sums after the round whose model a hospital holds, in order."""
+        """The opened sums after the round whose model a hospital is believed to hold, in order."""
         parts: list[bytes] = []
         for number in range(held + 1, round_):
             opened = SealedSum.load(self.courier.folder, number, training=True)
@@ -199,7 +225,7 @@ class Encrypted:
 
     def _open(self, made: SealedSum, request: Request) -> NDArray[np.int64]:
         """Signatures first; who is given them with the sum tells its figures."""
-        vectors, folder = self._vectors(request), self.courier.folder
+        vectors, folder = self._vectors(request, made.adverts), self.courier.folder
         if not made.letter:
             made = self._signed(made, vectors, request)
             made.save(folder)
@@ -224,26 +250,23 @@ class Encrypted:
     def _signed(self, made: SealedSum, vectors: Vectors, request: Request) -> SealedSum:
         """The sum with the signatures of those who hold one and the same model: of the most."""
         identities = self.roster.identities()
+        proposal = Proposal.of(made.survivors, made.figures, made.update)
         by_model: dict[bytes, dict[str, bytes]] = {}
 
         def signed(outcome: Outcome) -> None:
             model, signature = letters.split(_letter(outcome), 2)
             agreement = self._agreement(made, vectors, model)
-            agreement.verify(made.survivors, outcome.hospital, signature, identities)
+            agreement.verify(proposal, outcome.hospital, signature, identities)
             by_model.setdefault(model, {})[outcome.hospital] = signature
 
-        survivors = letters.names_to_bytes(made.survivors)
-        to_sign = replace(request, phase=Phase.SIGN, letter=survivors)
+        to_sign = replace(request, phase=Phase.SIGN, letter=proposal.to_bytes())
         threshold = self._threshold(vectors)
         with self._timed("sign"):
             self._ask(dict.fromkeys(made.survivors, Parcel(to_sign, b"")), signed, threshold)
-        signatures = max(by_model.values(), key=len, default={})
-        if len(signatures) < threshold:
-            SealedSum.drop(self.courier.folder, made.round)  # the round can begin anew
+        model = max(by_model, key=lambda one: len(by_model[one]), default=b"")
+        signatures = by_model.get(model, {})
         self._require(len(signatures), threshold, "signed who is in the sum", request)
-        return replace(
-            made, letter=letters.join(survivors, letters.signatures_to_bytes(signatures))
-        )
+        return replace(made, letter=Signed(proposal, model, signatures).to_bytes())
 
     def release(self, done: Checkpoint) -> Arrays | None:
         """The final model, from the first hospital that gives it; None where hospitals keep it.
@@ -262,23 +285,30 @@ class Encrypted:
 
         asked = Request(self.courier.folder.name, done.round + 1, False, False, phase=Phase.RELEASE)
         expected = replace(self.expected, protected=shape.largest_blob(), private=False)
-        for name, held in sorted(self._holds.items()):
-            if held == done.round and not released:
+        online = self.courier.exchange.online()
+        members = self.experiment.participation.hospitals or self.roster.names()
+        likely = sorted(members, key=lambda name: (self._holds.get(name) != done.round, name))
+        for name in likely:
+            if name in online and not released:
                 self.courier.letters({name: Parcel(asked, b"")}, expected, taken=taken)
         if not released:
-            raise TooFewHospitals("no hospital that holds the final model released it")
+            raise TooFewHospitals(
+                "no hospital released the final model; resume the run when one that holds it is there"
+            )
         return released[0]
 
     # --- what is public --------------------------------------------------------------------------
 
-    def _vectors(self, request: Request) -> Vectors:
-        occasion = Occasion(request.run, request.round, 0, self.roster.sha256())
+    def _vectors(self, request: Request, adverts: bytes) -> Vectors:
+        run = run_of(request.run, self.experiment)
+        occasion = Occasion(run, request.round, 0, self.roster.sha256())
         return vectors_of(
             self.experiment,
             occasion,
             self.roster.names(),
             self.chain,
             self.figures,
+            adverts=adverts,
             train=request.train,
         )
 
@@ -287,7 +317,7 @@ class Encrypted:
             occasion=vectors.occasion,
             members=vectors.members,
             key_id=PublicContext.from_bytes(self.ring.public).key_id,
-            adverts=hashlib.sha256(made.adverts).digest(),
+            adverts=vectors.adverts,
             model=model,
             least=self.secure.least,
         )
@@ -296,7 +326,7 @@ class Encrypted:
         return 2 * len(vectors.members) // 3 + 1
 
     def _meeting(self, request: Request) -> Meeting:
-        return Meeting(request.run, self.roster.sha256())
+        return Meeting(run_of(request.run, self.experiment), self.roster.sha256())
 
     # --- exchanges -------------------------------------------------------------------------------
 
@@ -318,7 +348,7 @@ class Encrypted:
     def _timed(self, step: str) -> Iterator[None]:
         began = time.monotonic()
         yield
-        self._seconds[step] = time.monotonic() - began
+        self._seconds[step] = self._seconds.get(step, 0.0) + time.monotonic() - began
 
 
 def _letter(outcome: Outcome) -> bytes:

@@ -270,7 +270,7 @@ class Masked:
         sizes = cohort.sizes(unopened.sharers)
         part = shares(sizes, self.experiment.participation.weighting)
         factor = count / sum(part[name] for name in unopened.survivors)
-        return {name: (a * factor).astype(a.dtype) for name, a in mean.items()}, after
+        return {name: (a * factor).astype(a.dtype, copy=False) for name, a in mean.items()}, after
 
     # --- exchanges -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class KeyRing:
             {name: (by, base64.b64decode(box)) for name, (by, box) in content["boxes"].items()},
         )
 
+    def forget(self, hospitals: Iterable[str]) -> None:
+        """Keys that they lost: each is to be sealed another box."""
+        self.boxes = {name: box for name, box in self.boxes.items() if name not in set(hospitals)}
+        self.save()
+
     def save(self) -> None:
         content = {
             "public": base64.b64encode(self.public).decode(),
@@ -64,7 +70,7 @@ class SealedSum:
         adverts: the letter with all hospitals' adverts as it was then: their weights.
         survivors: whose work is in it.
         left_out: reasons of those whose work is not.
-        letter: survivors and signatures, as hospitals are asked to open it; empty before they signed.
+        letter: what they signed, and their signatures; empty before.
     """
 
     round: int
@@ -106,11 +112,6 @@ class SealedSum:
             size = head[key]
             head[key], at = rest[at : at + size], at + size
         return cls(**head | {"survivors": tuple(head["survivors"])})
-
-    @staticmethod
-    def drop(folder: RunFolder, round_: int) -> None:
-        """Forget it; the hospitals have to work for another sum."""
-        _path(folder, round_).unlink(missing_ok=True)
 
 
 _PARTS = ("adverts", "figures", "update", "letter")

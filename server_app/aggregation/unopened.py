@@ -63,10 +63,12 @@ class Unopened:
             "bits": self.bits,
             "update": len(self.update),
         }
-        content = b"\n".join(
-            [json.dumps(head).encode(), self.update.tobytes() + self.figures.tobytes()]
-        )
-        write_atomically(folder.path / _CLOSED, hashlib.sha256(content).digest() + content)
+        line = json.dumps(head).encode() + b"\n"
+        parts = [line, self.update.tobytes(), self.figures.tobytes()]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        write_atomically(folder.path / _CLOSED, b"".join([digest.digest(), *parts]))
         (folder.path / _OPENING).unlink(missing_ok=True)  # an earlier round's
 
     @staticmethod

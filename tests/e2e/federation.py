@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,16 @@ def hospital(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def caught(moment: Callable[[], bool], *, seconds: float) -> bool:
+    """`wait_until` for what may be over a tenth of a second later."""
+    deadline = time.monotonic() + seconds
+    while not moment():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 def processes(*words: str) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS
 from safetensors.numpy import load_file
 
 from federation.processes import free_port, wait_until
@@ -106,7 +107,9 @@ def test_killed_and_resumed_the_weights_are_the_same(
 ) -> None:
     """`kill -9` of the ServerApp, the SuperLink, or the command that follows the run."""
     name = f"broken-{victim[0].rpartition('.')[2]}"
-    words = (*victim, str(real.home.path)) if victim[0] != "flwr-serverapp" else victim
+    runs_app = victim[0] == "flwr-serverapp"
+    whose = f"127.0.0.1:{real.home.federation().port}" if runs_app else str(real.home.path)
+    words = (*victim, whose)
     following = real.begin("run", *TINY, "rounds=4", f"run={name}")
     assert wait_until(lambda: last_round(real.home, name) >= 1, seconds=120)
     kill(*words)
@@ -146,6 +149,30 @@ def assert_same_model(real: Real, name: str) -> None:
     assert whole.keys() == other.keys()
     for key, array in whole.items():
         assert array.tobytes() == other[key].tobytes(), key
+
+
+def test_an_answer_cut_off_on_its_way_is_late(real: Real, eavesdropper: Eavesdropper) -> None:
+    """The line breaks while a hospital sends; the round ends at its deadline, and it is back after.
+
+    Flower would wait for the rest of the answer for three minutes.
+    """
+    few = ("rounds=1", "participation.deadline=30", "participation.least=1")
+    following = real.begin("run", *TINY, *few, "run=cut-off")
+    try:
+        assert wait_until(lambda: (real.home.runs / "cut-off").exists(), seconds=60)
+        eavesdropper.cut_at = b"/v1/fleet/push-object"
+        assert eavesdropper.is_cut.wait(60), "east has sent nothing"
+        assert wait_until(lambda: last_round(real.home, "cut-off") >= 1, seconds=240)
+    finally:
+        eavesdropper.mend()
+    out, _ = following.communicate(timeout=240)
+    assert following.returncode == 0, out
+    rows = {row["kind"]: row for row in RunFolder(real.home.runs / "cut-off").metrics()}
+    assert rows["round"]["hospitals"]["north"]["status"] == "ok"
+    assert rows["round"]["hospitals"]["east"]["reason"] == "late"
+    assert rows["round"]["seconds"] < OBJECT_PUSH_SESSION_TTL_SECONDS
+    assert rows["evaluation"]["hospitals"]["north"]["status"] == "ok"
+    assert wait_until(lambda: real.online() == {"north", "east"}, seconds=120)
 
 
 def test_a_run_below_the_least_number_fails_clearly(real: Real, eavesdropper: Eavesdropper) -> None:

@@ -52,11 +52,11 @@ def kill_at(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, worked, gathered = Courier.letters, Courier.work, Masked._gather
     saved, opening = Unopened.save, Unopened.opening
 
-    def letters(self: Courier, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        request = next(iter(requests.values()))
+    def letters(self: Courier, parcels: Any, *args: Any, **kwargs: Any) -> Any:
+        request = next(iter(parcels.values())).request
         if request.phase is Phase.SIGN:
             dies("before signing", request.round)
-        outcomes = asked(self, requests, *args, **kwargs)
+        outcomes = asked(self, parcels, *args, **kwargs)
         dies(f"after {request.phase.value}", request.round)
         return outcomes
 
@@ -149,11 +149,11 @@ def test_a_coordinator_that_is_really_killed(
         with pytest.MonkeyPatch.context() as patch:
             asked = Courier.letters
 
-            def letters(self: Courier, requests: Any, *args: Any, **kwargs: Any) -> Any:
-                request = next(iter(requests.values()))
+            def letters(self: Courier, parcels: Any, *args: Any, **kwargs: Any) -> Any:
+                request = next(iter(parcels.values())).request
                 if request.round == 2 and request.phase is Phase.SIGN:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return asked(self, requests, *args, **kwargs)
+                return asked(self, parcels, *args, **kwargs)
 
             patch.setattr(Courier, "letters", letters)
             try:
