@@ -3,7 +3,7 @@
 Flower lets SQLite cache and map hundreds of megabytes a connection, and opens many; models pass
 through once and gain nothing by it. With 25 M float32 parameters this takes a third off the
 SuperLink's peak memory and costs no time (benchmarks/round_overhead.py). Where large updates arrive
-together a write may wait for longer than Flower's five seconds, and then its caller is told of a failure.
+together a write may wait for longer than Flower's five seconds, and its caller is told of a failure.
 """
 
 from __future__ import annotations
