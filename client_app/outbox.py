@@ -141,6 +141,8 @@ class Outbox:
         if trained is not None:
             shape.check(trained.update)
             _check_numbers([trained.loss, trained.seconds, trained.examples])
+            compared = [trained.steps, trained.loss_before, trained.loss_after]
+            _check_numbers([number for number in compared if number is not None])
         _check_metrics(evaluated, metrics)
         answer = Answer(request.round, trained=trained, evaluated=evaluated)
         return self._send(request, answer, keep, protection)
@@ -172,7 +174,8 @@ class Outbox:
         """
         if trained is not None:
             shape.check(trained.update)
-            if (trained.examples, trained.loss, trained.seconds) != (None, None, None):
+            exact = (trained.examples, trained.loss, trained.seconds, trained.steps)
+            if {*exact, trained.loss_before, trained.loss_after} != {None}:
                 raise Unfit("private training has no exact figures")
             changed = {name for name, array in trained.update.items() if np.any(array)}
             if not changed <= parameters:

@@ -22,6 +22,7 @@ from client_app.received import (
 )
 from client_app.training import loop
 from client_app.training.device import feeding_processes
+from federation import strategies
 from federation.messages import Evaluated, Trained
 
 
@@ -83,6 +84,7 @@ def _evaluate(received: Received, patients: Patients, smallest: int) -> Evaluate
 
 def _train(asked: Asked, received: Received, patients: Patients) -> Trained:
     began = time.monotonic()
+    before = _compared(asked, received, patients)
     with trainable(asked, received):
         done = loop.train(
             received.network,
@@ -94,10 +96,29 @@ def _train(asked: Asked, received: Received, patients: Patients) -> Trained:
             learning_rate=learning_rate(asked),
             workers=feeding_processes(received.device, asked.site.workers),
         )
+    after = _compared(asked, received, patients)
     return Trained(
         update=update_of(received),
         patients=patients.cohort.training_patients,
         examples=len(patients.training),
         loss=done.loss,
         seconds=time.monotonic() - began,
+        steps=done.steps,
+        loss_before=before,
+        loss_after=after,
+    )
+
+
+def _compared(asked: Asked, received: Received, patients: Patients) -> float | None:
+    """The loss of the model as it is, where the strategy compares hospitals by it."""
+    if not strategies.figures_for(asked.experiment) & {"loss_before", "loss_after"}:
+        return None
+    return loop.mean_loss(
+        received.network,
+        received.task,
+        patients.training,
+        asked.training,
+        device=received.device,
+        seed=local_seed(asked),
+        workers=feeding_processes(received.device, asked.site.workers),
     )

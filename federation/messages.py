@@ -138,6 +138,10 @@ class Trained:
         patients: trained on; under patient-level privacy the public size that the hospital declares.
         examples, loss, seconds: None under patient-level privacy, since none of them has noise.
         encoded: the update as the experiment's codec wrote it.
+        steps: optimiser steps that were done; a policy may allow fewer than the experiment asks for.
+        loss_before, loss_after: mean task loss of the received and of the trained model on the same
+            batches of the training cases, where the strategy asks for it.
+        All three are None under patient-level privacy, too.
     """
 
     update: Arrays
@@ -146,6 +150,9 @@ class Trained:
     loss: float | None = None
     seconds: float | None = None
     encoded: bytes | None = None
+    steps: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
 
 
 @dataclass(frozen=True)

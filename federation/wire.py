@@ -158,6 +158,7 @@ _PHASE = ("phase", "attempt", "letter")
 _LARGEST_LETTER = 4 << 20  # bytes: a thousand hospitals' keys, shares or signatures
 _TRAINED = {"patients", "blob"}
 _EXACT = {"examples", "loss", "seconds"}  # beside what private training says
+_STEPS, _COMPARED = {"steps"}, {"loss_before", "loss_after"}  # beside these, for some strategies
 _EVALUATED = {"held_out_examples", "held_out_patients", "metrics", "values"}
 _TALLIED = {"tally", "tally_noise"}
 _SPENT = {"epsilon", "run_epsilon", "budget", "delta", "accountant", *_LODGED}
@@ -173,7 +174,7 @@ def answer_to_records(answer: Answer) -> RecordDict:
     if answer.trained is not None:
         trained = answer.trained
         content = pack(trained.update) if trained.encoded is None else trained.encoded
-        exact = {key: getattr(trained, key) for key in sorted(_EXACT)}
+        exact = {key: getattr(trained, key) for key in sorted(_EXACT | _STEPS | _COMPARED)}
         fields |= {"patients": trained.patients}
         fields |= {key: value for key, value in exact.items() if value is not None}
     if answer.evaluated is not None:
@@ -242,12 +243,15 @@ def _may_hold(request: Request, expected: Expected) -> list[set[str]]:
     always = _SPENT if expected.private else set()
     if request.train:
         always = always | _TRAINED | (set() if expected.private else _EXACT)
+    forms = [always]
+    if request.train and not expected.private:
+        forms = [always, always | _STEPS, always | _STEPS | _COMPARED]
     if not request.evaluate:
-        return [always]
+        return forms
     if expected.tally:
-        return [always | _TALLIED]
+        return [form | _TALLIED for form in forms]
     # A hospital without held-out patients (or public images) has nothing to evaluate on.
-    return [always, always | _EVALUATED]
+    return forms + [form | _EVALUATED for form in forms]
 
 
 def _trained(fields: dict[str, Any], content: bytes, expected: Expected) -> Trained:
@@ -261,6 +265,9 @@ def _trained(fields: dict[str, Any], content: bytes, expected: Expected) -> Trai
         examples=_count(fields["examples"]) if "examples" in fields else None,
         loss=_finite(fields["loss"]) if "loss" in fields else None,
         seconds=_finite(fields["seconds"]) if "seconds" in fields else None,
+        steps=_count(fields["steps"]) if "steps" in fields else None,
+        loss_before=_finite(fields["loss_before"]) if "loss_before" in fields else None,
+        loss_after=_finite(fields["loss_after"]) if "loss_after" in fields else None,
     )
 
 

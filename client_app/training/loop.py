@@ -99,6 +99,47 @@ def train(
     return Trained(loss=mean.item(), steps=len(losses))
 
 
+def mean_loss(
+    network: nn.Module,
+    task: Task,
+    items: Items,
+    training: Training,
+    *,
+    device: torch.device,
+    seed: int,
+    workers: int = 0,
+) -> float:
+    """The mean task loss of a network as it is, on the batches that `train` has with this seed.
+
+    Dropout is off, normalisation layers use their running statistics, and nothing is changed.
+
+    Raises:
+        NonFiniteLoss, client_app.imaging.pool.Lost: as `train`.
+    """
+    half = half_precision(device)
+    losses: list[Tensor] = []
+    feed = batches(
+        task.augment,
+        items,
+        size=training.batch_size,
+        steps=training.local_steps,
+        seed=seed,
+        workers=workers,
+    )
+    with (
+        reproducible(device, seed),
+        predicting(network, device),
+        contextlib.closing(feed),
+    ):
+        for images, labels in feed:
+            with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                logits = network(send(images, device))
+            losses.append(task.loss(logits.float(), send(labels, device)))
+    mean = torch.stack(losses).mean()
+    _require_finite(mean)
+    return mean.item()
+
+
 def evaluate(
     network: nn.Module,
     task: Task,

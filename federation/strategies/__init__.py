@@ -7,31 +7,115 @@ A rule is arithmetic on arrays and knows no network. Its file offers `Options` (
 where all three are dicts of float arrays with the model's parameter names, `update` is the weighted
 mean of local minus global parameters, and `state` is what the rule remembers between rounds: empty
 before the first, any arrays afterwards (saved with the run, so a resumed run goes on exactly).
-`check(experiment)` may refuse an experiment the rule cannot serve. A rule that has to look at each
-hospital's update says `SINGLE_UPDATES = True`, and is refused where nobody can. Adding a rule is adding
-its file and `configs/strategy/NAME.yaml`.
+`check(experiment)` may refuse an experiment the rule cannot serve. Adding a rule is adding its file and
+`configs/strategy/NAME.yaml`.
+
+A rule that has to look at each hospital's update, or at its figures, says `SINGLE_UPDATES = True`, and
+is refused where nobody can. In place of the weighted mean it offers
+
+    combine(options, updates, weights, told) -> update
+
+which `step` then gets as the mean, and says with it, where they hold,
+
+    least(options) -> int    fewest updates that it can combine (else 1)
+    NEEDS = ("loss",)        figures of `Told` without which it cannot
+    PREFERS = ("loss_before",)    figures that make it exact
+    ONE_VOTE = True          it does not weigh hospitals by what they say of their size
+    BY_COORDINATE = True     it compares the same coordinate of all hospitals
+    remember(options, weights, told) -> memory    arrays by hospital, `told.memory` in the next round
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from federation import registry
-from federation.messages import Arrays
-from federation.schema import Experiment
+from federation.codec import sparsify
+from federation.messages import Arrays, Trained
+from federation.schema import ConfigError, Experiment
+from federation.strategies._single_updates import (
+    NotCombined,
+    Told,
+    Updates,
+    Weights,
+    weighted_sum,
+)
+
+__all__ = [
+    "NotCombined",
+    "Strategy",
+    "Told",
+    "Updates",
+    "Weights",
+    "build",
+    "combine",
+    "figures_for",
+    "move",
+    "needs_single_updates",
+    "weighted_sum",
+]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule with its options bound."""
+    """A rule with its options bound.
+
+    Attributes:
+        combine: None: it works on the weighted mean of the updates.
+        remember: None: its `combine` needs no memory.
+        least: fewest updates that `combine` takes.
+    """
 
     name: str
     step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+    combine: Callable[[Updates, Weights, Told], Arrays] | None = None
+    remember: Callable[[Weights, Told], Arrays] | None = None
+    least: int = 1
+
+
+def combine(
+    strategy: Strategy, updates: Updates, weights: Weights, told: Told
+) -> tuple[Arrays, Arrays]:
+    """What the strategy makes of the hospitals' updates, and what it remembers of the round.
+
+    Nothing depends on the order of the hospitals. Arrays of floats keep their dtype, integer ones
+    (counters) become float64.
+
+    Raises:
+        NotCombined: fewer updates than the rule needs, a figure that a hospital did not tell, or NaN or
+            infinite numbers, which never get into a model.
+        ValueError: a strategy that works on the mean.
+    """
+    if strategy.combine is None:
+        raise ValueError(f"{strategy.name} works on the mean of the updates")
+    if len(updates) < strategy.least:
+        raise NotCombined(
+            f"strategy={strategy.name} needs {strategy.least} hospitals, and {len(updates)} sent an "
+            f"update: set participation.least={strategy.least}, and ask more hospitals"
+        )
+    ordered = {name: updates[name] for name in sorted(updates)}
+    wrong = [name for name, update in ordered.items() if not _finite(update)]
+    if wrong:
+        raise NotCombined(f"NaN or infinite numbers in the update of {', '.join(wrong)}")
+    weighed = {name: float(weights[name]) for name in ordered}
+    combined = strategy.combine(ordered, weighed, told)
+    memory = strategy.remember(weighed, told) if strategy.remember else {}
+    if not (_finite(combined) and _finite(memory)):
+        raise NotCombined(
+            f"strategy={strategy.name} made NaN or infinite numbers of finite updates: lower "
+            "strategy.server_learning_rate or training.learning_rate"
+        )
+    return combined, memory
+
+
+def _finite(arrays: Arrays) -> bool:
+    return all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f")
 
 
 def move(
@@ -61,6 +145,12 @@ def needs_single_updates(experiment: Experiment) -> bool:
     return bool(getattr(module, "SINGLE_UPDATES", False))
 
 
+def figures_for(experiment: Experiment) -> frozenset[str]:
+    """What hospitals should tell beside what they always do, for the rule's sake: names of `Told`."""
+    module, _ = registry.find(sys.modules[__name__], experiment.strategy)
+    return frozenset((*getattr(module, "NEEDS", ()), *getattr(module, "PREFERS", ())))
+
+
 def build(experiment: Experiment) -> Strategy:
     """The strategy that the experiment names.
 
@@ -70,4 +160,63 @@ def build(experiment: Experiment) -> Strategy:
     module, options = registry.find(sys.modules[__name__], experiment.strategy)
     if hasattr(module, "check"):
         module.check(experiment)
-    return Strategy(experiment.strategy.name, partial(module.step, options))
+    name, step = experiment.strategy.name, partial(module.step, options)
+    if not getattr(module, "SINGLE_UPDATES", False):
+        return Strategy(name, step)
+    least: int = module.least(options) if hasattr(module, "least") else 1
+    _require_its_needs(experiment, module, least)
+    return Strategy(
+        name,
+        step,
+        partial(module.combine, options),
+        partial(module.remember, options) if hasattr(module, "remember") else None,
+        least,
+    )
+
+
+_FIGURES = {
+    "loss": "training loss",
+    "steps": "number of local steps",
+    "loss_before": "loss of the model that it received",
+    "loss_after": "loss of the model that it trained",
+}
+
+
+def _require_its_needs(experiment: Experiment, module: Any, least: int) -> None:
+    """What a rule that looks at single updates declares, against what the experiment has."""
+    name, participation = experiment.strategy.name, experiment.participation
+    told = {field.name for field in fields(Trained)}
+    for need in getattr(module, "NEEDS", ()):
+        if experiment.privacy is not None:
+            raise ConfigError(
+                f"strategy={name} needs each hospital's {_FIGURES[need]}, which has no noise and is not "
+                "told under privacy=patient_dp: choose strategy=fedavg, or privacy=none"
+            )
+        if need not in told:
+            raise ConfigError(
+                f"strategy={name} needs each hospital's {_FIGURES[need]}, which hospitals do not tell "
+                "yet: choose strategy=fedavg"
+            )
+    if participation.least < least:
+        raise ConfigError(
+            f"strategy={name} needs {least} hospitals in each round, and participation.least is "
+            f"{participation.least}: set participation.least={least}"
+        )
+    if getattr(module, "ONE_VOTE", False) and participation.weighting != "equal":
+        raise ConfigError(
+            f"strategy={name} gives each hospital one vote, since its word for its size may be as bad "
+            "as what it trained: choose participation.weighting=equal"
+        )
+    if getattr(module, "BY_COORDINATE", False) and _own_coordinates(experiment):
+        raise ConfigError(
+            f"strategy={name} compares hospitals coordinate by coordinate, and with codec=top_k each "
+            "sends its own, so that most are compared with zeros: choose codec=rand_k, int8 or none"
+        )
+
+
+def _own_coordinates(experiment: Experiment) -> bool:
+    """Whether hospitals choose which coordinates of an update they send."""
+    codec = experiment.codec
+    if codec is None or codec.sparsify is None:
+        return False
+    return not registry.find(sparsify, codec.sparsify)[0].LINEAR

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from federation import strategies
 from federation.codec import scales
 from federation.codec.chain import Chain, Scales
 from federation.messages import Arrays, Expected, Reason, Request, Trained
 from federation.schema import Experiment, Training
+from federation.strategies import NotCombined, Told
 from server_app import descent
 from server_app.aggregation.gathered import Gathered
 from server_app.courier import Courier
-from server_app.exchange import Outcome
+from server_app.exchange import Outcome, TooFewHospitals
 from server_app.state import Checkpoint
 
 SCALES = "scales"  # in a checkpoint's memory of the codec
+COMBINATION = "combination/"  # there too, before what a rule for single updates remembers
 
 
 @dataclass(frozen=True)
 class Plain:
-    """The weighted mean of updates.
+    """The weighted mean of updates, or what a strategy makes of them that looks at each.
 
     Attributes:
         chain: None: updates come as arrays.
@@ -37,10 +40,15 @@ class Plain:
     chain: Chain | None = None
 
     def gather(self, hospitals: Sequence[str], request: Request, done: Checkpoint) -> Gathered:
-        """Raises nothing of its own: with no good answer there is no mean."""
+        """With no good answer there is no mean.
+
+        Raises:
+            TooFewHospitals: the strategy cannot combine what came.
+        """
         if self.chain is None or not request.train:
             outcomes = self.courier.work(dict.fromkeys(hospitals, request), done, self.expected)
-            return Gathered(outcomes, self._mean(outcomes), descent.memory(done.codec))
+            mean, memory = self._mean(outcomes, done)
+            return Gathered(outcomes, mean, _of_codec(done) | memory)
         return self._gather_encoded(self.chain, hospitals, request, done)
 
     def release(self, done: Checkpoint) -> None:
@@ -72,20 +80,63 @@ class Plain:
         if votes:
             total = np.stack(votes).sum(axis=0)
             after = chain.next_scales(before, total, round=request.round)
-        return Gathered(outcomes, self._mean(outcomes), {SCALES: after})
+        mean, memory = self._mean(outcomes, done)
+        return Gathered(outcomes, mean, {SCALES: after} | memory)
 
-    def _mean(self, outcomes: list[Outcome]) -> Arrays | None:
-        self._leave_out_large_updates(outcomes)
+    def _mean(self, outcomes: list[Outcome], done: Checkpoint) -> tuple[Arrays | None, Arrays]:
+        """Of the updates, and what the strategy remembers if it looks at each of them."""
+        self._leave_out_impossible(outcomes)
         trained = {o.hospital: o.answer.trained for o in outcomes if o.is_good and o.answer}
         updates = {name: work for name, work in trained.items() if work is not None}
-        return weighted_mean(updates, self.experiment.participation.weighting) if updates else None
+        strategy, participation = strategies.build(self.experiment), self.experiment.participation
+        if strategy.combine is None:
+            return (weighted_mean(updates, participation.weighting) if updates else None), {}
+        if len(updates) < participation.least:
+            return None, {}  # the round ends with this, and says whose answer was no good
+        told = self._told(updates, done)
+        weights = weights_of(updates, participation.weighting)
+        arrays = {name: work.update for name, work in updates.items()}
+        try:
+            combined, memory = strategies.combine(strategy, arrays, weights, told)
+        except NotCombined as error:
+            raise TooFewHospitals(f"round {told.round}: {error}") from error
+        return combined, {COMBINATION + name: array for name, array in memory.items()}
 
-    def _leave_out_large_updates(self, outcomes: list[Outcome]) -> None:
+    def _told(self, updates: Mapping[str, Trained], done: Checkpoint) -> Told:
+        def figure(name: str) -> dict[str, float]:
+            told = {hospital: getattr(work, name, None) for hospital, work in updates.items()}
+            return {hospital: float(value) for hospital, value in told.items() if value is not None}
+
+        return Told(
+            done.round + 1,
+            self.experiment.rounds,
+            self.experiment.training,
+            loss=figure("loss"),
+            steps=figure("steps"),
+            loss_before=figure("loss_before"),
+            loss_after=figure("loss_after"),
+            memory={
+                name.removeprefix(COMBINATION): array
+                for name, array in done.codec.items()
+                if name.startswith(COMBINATION)
+            },
+        )
+
+    def _leave_out_impossible(self, outcomes: list[Outcome]) -> None:
         bound = self.experiment.participation.largest_update_norm
         for outcome in outcomes:
             trained = outcome.answer.trained if outcome.answer else None
-            if bound is not None and trained is not None and norm(trained.update) > bound:
+            if trained is None:
+                continue
+            if bound is not None and norm(trained.update) > bound:
                 outcome.reason = Reason.NORM_TOO_LARGE
+            if (trained.steps or 0) > self.experiment.training.local_steps:
+                outcome.reason = Reason.MALFORMED
+
+
+def _of_codec(done: Checkpoint) -> Arrays:
+    kept = descent.memory(done.codec).items()
+    return {name: array for name, array in kept if not name.startswith(COMBINATION)}
 
 
 def scales_of(chain: Chain, done: Checkpoint, training: Training) -> Scales:
@@ -103,18 +154,19 @@ def weighted_mean(updates: dict[str, Trained], weighting: str) -> Arrays:
         weighting: `examples` (wₖ: training examples, or the declared patients where these are not
             told, under patient-level privacy) or `equal`.
     """
-    ordered = [updates[name] for name in sorted(updates)]
-    sizes = [work.patients if work.examples is None else work.examples for work in ordered]
-    weights = [float(size) if weighting == "examples" else 1.0 for size in sizes]
-    total = math.fsum(weights)
-    mean: Arrays = {}
-    for name, like in ordered[0].update.items():
-        weighted = np.zeros(like.shape, np.float64)
-        for work, weight in zip(ordered, weights, strict=True):
-            weighted += weight * work.update[name]
-        weighted /= total
-        mean[name] = weighted.astype(like.dtype) if like.dtype.kind == "f" else weighted
-    return mean
+    weights = weights_of(updates, weighting)
+    arrays = {name: work.update for name, work in updates.items()}
+    return strategies.weighted_sum(arrays, weights, math.fsum(weights.values()))
+
+
+def weights_of(updates: Mapping[str, Trained], weighting: str) -> dict[str, float]:
+    """wₖ as in `weighted_mean`."""
+    if weighting == "equal":
+        return dict.fromkeys(updates, 1.0)
+    return {
+        name: float(work.patients if work.examples is None else work.examples)
+        for name, work in updates.items()
+    }
 
 
 def norm(arrays: Arrays) -> float:
