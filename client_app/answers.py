@@ -16,7 +16,8 @@ from flwr.app import RecordDict
 
 from client_app.private_file import write_private
 from client_app.received import Asked, Received
-from federation import wire
+from federation import strategies, wire
+from federation.fairness.layout import Layout
 from federation.messages import Answer, Expected, Request, WireError
 from federation.schema import ConfigError
 
@@ -38,6 +39,7 @@ def digest(request: Request, experiment_sha256: str, model: bytes) -> str:
         "evaluate": request.evaluate,
         "train": request.train,
         "scales": request.scales.hex(),
+        "counted": request.counted,
         "experiment": experiment_sha256,
         "model": hashlib.sha256(model).hexdigest(),
     }
@@ -95,8 +97,9 @@ def place(asked: Asked, received: Received) -> Kept:
     noisy = privacy is not None and privacy.metrics == "noisy" and task.tally is not None
     expected = Expected(
         received.shape,
-        frozenset(task.metrics),
+        frozenset(strategies.metric_names(asked.experiment, task.metrics)),
         private=privacy is not None,
         tally=task.tally.size if noisy and task.tally is not None else 0,
+        counts=Layout.of_experiment(asked.experiment, task),
     )
     return Kept(Answers(asked.site.state / "answers"), identity, asked.request, expected)

@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 
 from client_app.audit import Audit
 from client_app.outbox import Outbox, SecureSum, describe, last_resort
-from client_app.policy import Refused, allow, require_round
+from client_app.policy import Refused, allow, require_round, require_trainer
 from client_app.site import SITE_VARIABLE, Site, read_site
 from federation import wire
 from federation.messages import Phase, Reason, Request, WireError
@@ -72,6 +72,7 @@ def respond(records: RecordDict, run_config: dict[str, Any], site: Site) -> Reco
         audit_head = outbox.asked(request, experiment.sha256(), model)
         training = allow(site, experiment, datetime.now().time())
         require_round(request, experiment)
+        require_trainer(site, request, experiment)
         return _work(request, experiment, training, site, model, audit_head, began, outbox)
     except Refused as refused:
         return outbox.refusal(request, refused.reason)

@@ -18,7 +18,7 @@ from client_app.budget.commands import app as ledger_commands
 from client_app.encrypted_model import app as model_commands
 from client_app.kit import read_kit
 from client_app.membership import identity_app, roster_app
-from client_app.site import SITE_VARIABLE, read_site
+from client_app.site import SITE_VARIABLE, Site, read_site
 from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
@@ -156,8 +156,16 @@ def predict(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N; by default the site's, or auto.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="global, or personal: this hospital's own; by default the site's, or global."
+        ),
+    ] = None,
 ) -> None:
     """What a trained model says of images here. For research; not a medical device.
+
+    With --model personal it is this hospital's own, or the global one with the layers that stayed here.
 
     Segmentations come as DICOM SEG and RTSTRUCT that refer to their series, or as NIfTI masks;
     classifications as CSV and JSON.
@@ -168,7 +176,16 @@ def predict(
 
     content = read_site(site) if site is not None else None
     named = device or (content.device if content is not None else "auto")
-    screen.run(run, series, site=content, out=out, force=force, device=named, console=console)
+    screen.run(
+        run,
+        series,
+        site=content,
+        out=out,
+        force=force,
+        device=named,
+        console=console,
+        state=_state_of_own_model(model, content),
+    )
 
 
 @app.command()
@@ -210,6 +227,17 @@ def phantom(
         highlight=False,
         markup=False,
     )
+
+
+def _state_of_own_model(model: str | None, site: Site | None) -> Path | None:
+    """The folder where this hospital's own model is; None: the global one is meant."""
+    if model not in (None, "global", "personal"):
+        raise ConfigError("--model is global or personal")
+    if (model or (site.predict.model if site is not None else "global")) == "global":
+        return None
+    if site is None:
+        raise ConfigError("--model personal needs --site, in whose state folder the model is")
+    return site.state
 
 
 def _number(imitated: str) -> int:

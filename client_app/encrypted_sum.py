@@ -364,7 +364,7 @@ class EncryptedSum:
     @cached_property
     def _network(self) -> nn.Module:
         experiment = self.asked.experiment
-        task = tasks.build(experiment.task)
+        task = tasks.of_experiment(experiment)
         return models.build(experiment.model, task, seed=experiment.seed)
 
     @cached_property
@@ -416,7 +416,7 @@ class EncryptedSum:
 
     def _vectors(self, round_: int, adverts: bytes, train: bool) -> Vectors:
         experiment = self.asked.experiment
-        counts = Figures.of(experiment, tasks.build(experiment.task))
+        counts = Figures.of(experiment, tasks.of_experiment(experiment))
         occasion = Occasion(self._run, round_, 0, self._roster.sha256())
         return vectors_of(
             experiment,

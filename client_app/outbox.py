@@ -1,9 +1,10 @@
 """The one door: everything that leaves the hospital is built, checked and recorded here.
 
 What may leave is a closed list: an update with exactly the model's names, dtypes and shapes, counts,
-a loss, times, metrics whose names the task declares, or a reason from a fixed list. No text from the
-hospital's side has a place in it. Under patient-level privacy the list is shorter: the noised update,
-sums with noise, metrics of public images, the hospital's declared size, and what its ledger says.
+a loss, times, metrics whose names the task declares, cases by the experiment's groups, or a reason from
+a fixed list. No text from the hospital's side has a place in it. Under patient-level privacy the list
+is shorter: the noised update, sums and counts with noise, metrics of public images, the hospital's
+declared size, and what its ledger says.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
 from client_app import code_approval
 from client_app.audit import Audit
@@ -38,6 +40,7 @@ from federation.schema import PatientDP
 
 if TYPE_CHECKING:  # it imports torch, and a refusal needs none
     from client_app.received import Asked, Received
+    from federation.fairness.layout import Layout
 
 Keep = Callable[[RecordDict], None]
 
@@ -124,6 +127,8 @@ class Outbox:
         evaluated: Evaluated | None,
         shape: Shape,
         metrics: frozenset[str],
+        counts: NDArray[np.int64] | None = None,
+        layout: Layout | None = None,
         keep: Keep = lambda content: None,
         protection: Protection | None = None,
     ) -> RecordDict:
@@ -132,11 +137,13 @@ class Outbox:
         Args:
             shape: what the update has to be: the global model's names, dtypes and shapes.
             metrics: the names that the task declares.
+            layout: of the counts by group; None where none may leave.
             keep: given the answer before the codec and whatever protects it.
 
         Raises:
             WireError: the update is not of that shape or not finite.
-            Unfit: a metric that is not declared, or a number that is missing or not finite.
+            Unfit: a metric that is not declared, a number that is missing or not finite, or counts that
+                are not the layout's.
         """
         if trained is not None:
             shape.check(trained.update)
@@ -144,7 +151,11 @@ class Outbox:
             compared = [trained.steps, trained.loss_before, trained.loss_after]
             _check_numbers([number for number in compared if number is not None])
         _check_metrics(evaluated, metrics)
-        answer = Answer(request.round, trained=trained, evaluated=evaluated)
+        if (counts is None) is not (evaluated is None or layout is None):
+            raise Unfit("counts come with an evaluation, where the experiment counts")
+        if counts is not None and (layout is None or not layout.adds_up(counts)):
+            raise Unfit("counts that are not of the experiment's groups")
+        answer = Answer(request.round, trained=trained, evaluated=evaluated, counts=counts)
         return self._send(request, answer, keep, protection)
 
     def private_answer(
@@ -159,6 +170,8 @@ class Outbox:
         shape: Shape,
         parameters: frozenset[str],
         metrics: frozenset[str],
+        counts: NDArray[np.int64] | None = None,
+        layout: Layout | None = None,
         keep: Keep = lambda content: None,
         protection: Protection | None = None,
     ) -> RecordDict:
@@ -167,6 +180,7 @@ class Outbox:
         Args:
             evaluated: on public images.
             parameters: names of what was trained with noise; everything else must be unchanged.
+            counts: by group, with noise. layout: theirs; None where none may leave.
 
         Raises:
             WireError: the update is not of that shape or not finite.
@@ -185,8 +199,17 @@ class Outbox:
         if tallied is not None and privacy.metrics != "noisy":
             raise Unfit("sums that were not charged")
         _check_metrics(evaluated, metrics)
+        if (counts is None) is not (layout is None or not request.evaluate):
+            raise Unfit("counts come with each evaluation, where the experiment counts")
+        if counts is not None and (layout is None or counts.shape != (layout.size,)):
+            raise Unfit("counts that are not of the experiment's groups")
         answer = Answer(
-            request.round, trained=trained, evaluated=evaluated, tallied=tallied, spent=spent
+            request.round,
+            trained=trained,
+            evaluated=evaluated,
+            tallied=tallied,
+            spent=spent,
+            counts=counts,
         )
         return self._send(request, answer, keep, protection)
 
@@ -230,7 +253,7 @@ class Outbox:
         blob = wire.blob(records)
         head = records.config_records["head"]
         numbers = {k: v for k, v in head.items() if not isinstance(v, bytes)}
-        letter = head.get("letter")
+        letter, counts = head.get("letter"), head.get("counts")
         self.audit.append(
             event,
             run=request.run,
@@ -239,6 +262,7 @@ class Outbox:
             bytes=len(blob),
             sha256=_sha256(blob) if blob else None,
             letter=_sha256(letter) if isinstance(letter, bytes) else None,
+            counts=_sha256(counts) if isinstance(counts, bytes) else None,
             numbers=numbers,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from client_app.imaging.cohort import Cohort, build_cohort
 from client_app.imaging.pseudonym import open_key
 from client_app.policy import Refused
 from client_app.site import Site
-from federation import tasks
+from federation import harmonisation, tasks
 from federation.messages import Reason
 from federation.schema import Component, ConfigError, Experiment
 
@@ -38,7 +38,11 @@ def find_patients(site: Site, experiment: Experiment) -> Patients:
     """
     try:
         return load_patients(
-            site, experiment.task, experiment.evaluation.held_out, refresh=site.data.refresh
+            site,
+            experiment.task,
+            experiment.evaluation.held_out,
+            harmonised=experiment.harmonisation,
+            refresh=site.data.refresh,
         )
     except ConfigError as error:
         raise Refused(Reason.BAD_SITE) from error
@@ -49,12 +53,14 @@ def load_patients(
     component: Component,
     held_out: float,
     *,
+    harmonised: Sequence[Component] = (),
     refresh: float = 0.0,
     progress: Progress = lambda what, done, total: None,
 ) -> Patients:
     """As `find_patients`, for the hospital's own eyes.
 
     Args:
+        harmonised: what is done to the images beside the task's own transforms.
         refresh: seconds for which the last look at the folders is trusted.
         progress: told what is being done, how much of it is, and how much there is.
 
@@ -62,7 +68,7 @@ def load_patients(
         ConfigError: no such task, or tables and folders of the site that cannot be used; the text
             names them, so it stays at the hospital.
     """
-    task = tasks.build(component)
+    task = harmonisation.applied(tasks.build(component), harmonised)
     key = open_key(site.state)
     cohort = build_cohort(
         site.data,
@@ -73,7 +79,7 @@ def load_patients(
         refresh=refresh,
         progress=partial(progress, "reading headers"),
     )
-    fingerprint = json.dumps(component.model_dump(mode="json"), sort_keys=True)
+    fingerprint = _fingerprint(component, harmonisation.cached(harmonised))
     folder = site.state / "cache" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
 
     cases = (*cohort.training, *cohort.held_out)
@@ -92,6 +98,14 @@ def load_patients(
     )
     prune(folder, (training, held_out_cases))
     return Patients(cohort, training, held_out_cases)
+
+
+def _fingerprint(component: Component, harmonised: Sequence[Component]) -> str:
+    """Of all that decides what an image becomes: another one, another cache."""
+    content: object = component.model_dump(mode="json")
+    if harmonised:
+        content = [content, [one.model_dump(mode="json") for one in harmonised]]
+    return json.dumps(content, sort_keys=True)
 
 
 def _decoding_processes() -> int:

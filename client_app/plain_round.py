@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from flwr.app import RecordDict
 
 from client_app.answers import place
+from client_app.group_counts import Ints, group_counts
+from client_app.local_part import LocalPart
 from client_app.outbox import Outbox, SecureSum
 from client_app.patients import Patients, find_patients
 from client_app.policy import require_patients
@@ -18,11 +21,11 @@ from client_app.received import (
     local_seed,
     receive,
     trainable,
-    update_of,
 )
 from client_app.training import loop
 from client_app.training.device import feeding_processes
 from federation import strategies
+from federation.fairness.layout import Layout
 from federation.messages import Evaluated, Trained
 
 
@@ -33,72 +36,95 @@ def serve_plain(asked: Asked, outbox: Outbox, secure: SecureSum | None = None) -
         secure: of a run whose updates are summed in secret.
     """
     received = receive(asked)
+    layout = Layout.of_experiment(asked.experiment, received.task)
     if secure is None:
-        evaluated, trained = _work(asked, received)
+        evaluated, counts, trained = _work(asked, received, layout)
         return outbox.answer(
             asked.request,
             trained=trained,
             evaluated=evaluated,
+            counts=counts,
+            layout=layout,
             shape=received.shape,
-            metrics=frozenset(received.task.metrics),
+            metrics=frozenset(strategies.metric_names(asked.experiment, received.task.metrics)),
             protection=Encoding(asked, received),
         )
     kept = place(asked, received)
     protection = secure.of(received)
     if (sent := kept.find()) is not None:
         return outbox.repeat(asked.request, sent, protection)
-    evaluated, trained = _work(asked, received)
+    evaluated, counts, trained = _work(asked, received, layout)
     return outbox.answer(
         asked.request,
         trained=trained,
         evaluated=evaluated,
+        counts=counts,
+        layout=layout,
         shape=received.shape,
-        metrics=frozenset(received.task.metrics),
+        metrics=frozenset(strategies.metric_names(asked.experiment, received.task.metrics)),
         keep=kept.keep,
         protection=protection,
     )
 
 
-def _work(asked: Asked, received: Received) -> tuple[Evaluated | None, Trained | None]:
+def _work(
+    asked: Asked, received: Received, layout: Layout | None
+) -> tuple[Evaluated | None, Ints | None, Trained | None]:
     request, policy = asked.request, asked.site.policy
     patients = find_patients(asked.site, asked.experiment)
     require_patients(policy, patients.cohort.training_patients)
-    evaluated = trained = None
+    part = LocalPart.of(asked, received)
+    evaluated = counts = trained = None
     if request.evaluate:
-        evaluated = _evaluate(received, patients, policy.smallest_group)
+        evaluated, counts = _evaluate(asked, received, patients, layout)
+    if evaluated is not None:
+        measure = partial(
+            loop.evaluate,
+            task=received.task,
+            cases=patients.held_out.cases,
+            items=patients.held_out,
+            device=received.device,
+        )
+        evaluated = part.with_personal(evaluated, measure)
     if request.train:
-        trained = _train(asked, received, patients)
-    return evaluated, trained
+        trained = _train(asked, received, patients, part)
+    return evaluated, counts, trained
 
 
-def _evaluate(received: Received, patients: Patients, smallest: int) -> Evaluated | None:
-    """The received model on the held-out patients; None where there are too few of them."""
-    held_out = patients.held_out
+def _evaluate(
+    asked: Asked, received: Received, patients: Patients, layout: Layout | None
+) -> tuple[Evaluated | None, Ints | None]:
+    """The received model on the held-out patients, and counts by group; None of too few of them."""
+    held_out, smallest = patients.held_out, asked.site.policy.smallest_group
     if patients.cohort.held_out_patients < max(smallest, 1):
-        return None
-    metrics = loop.evaluate(
-        received.network, received.task, held_out.cases, held_out, device=received.device
-    )
-    return Evaluated(metrics, len(held_out), patients.cohort.held_out_patients)
+        return None, None
+    task, cases = received.task, held_out.cases
+    answers = loop.predictions(received.network, task, cases, held_out, device=received.device)
+    metrics = loop.metrics_of(answers, task)
+    evaluated = Evaluated(metrics, len(held_out), patients.cohort.held_out_patients)
+    if layout is None:
+        return evaluated, None
+    state = asked.site.state
+    return evaluated, group_counts(answers, cases, task, layout, state=state, smallest=smallest)
 
 
-def _train(asked: Asked, received: Received, patients: Patients) -> Trained:
+def _train(asked: Asked, received: Received, patients: Patients, part: LocalPart) -> Trained:
     began = time.monotonic()
     before = _compared(asked, received, patients)
+    train = partial(
+        loop.train,
+        task=received.task,
+        items=patients.training,
+        device=received.device,
+        learning_rate=learning_rate(asked),
+        workers=feeding_processes(received.device, asked.site.workers),
+    )
+    personal = part.train_personal(train)
     with trainable(asked, received):
-        done = loop.train(
-            received.network,
-            received.task,
-            patients.training,
-            asked.training,
-            device=received.device,
-            seed=local_seed(asked),
-            learning_rate=learning_rate(asked),
-            workers=feeding_processes(received.device, asked.site.workers),
-        )
+        done = part.train(train)
     after = _compared(asked, received, patients)
     return Trained(
-        update=update_of(received),
+        update=part.finish(done.steps, personal),
         patients=patients.cohort.training_patients,
         examples=len(patients.training),
         loss=done.loss,

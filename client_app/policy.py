@@ -48,7 +48,7 @@ def allow(site: Site, experiment: Experiment, at: time) -> Training:
     if secure is not None and secure.release == "coordinator" and policy.release == "hospitals":
         raise Refused(Reason.REFUSED_RELEASE)
     if experiment.privacy is not None:
-        return _allow_private(policy, site.privacy, experiment.privacy, experiment.training)
+        return _allow_private(policy, site.privacy, experiment.privacy, experiment)
     if site.privacy is not None:
         raise Refused(Reason.PRIVACY_REQUIRED)
     training = experiment.training
@@ -59,7 +59,7 @@ def allow(site: Site, experiment: Experiment, at: time) -> Training:
 
 
 def _allow_private(
-    policy: Policy, promise: Privacy | None, privacy: PatientDP, training: Training
+    policy: Policy, promise: Privacy | None, privacy: PatientDP, experiment: Experiment
 ) -> Training:
     """The training as it was asked: under privacy it is done so or not at all.
 
@@ -72,9 +72,11 @@ def _allow_private(
         raise Refused(Reason.TOO_FEW_PATIENTS)
     if privacy.noise_multiplier is None:
         raise Refused(Reason.BAD_EXPERIMENT)
-    noises = [privacy.noise_multiplier]
+    training, noises = experiment.training, [privacy.noise_multiplier]
     if privacy.metrics == "noisy":
         noises.append(privacy.metrics_noise_multiplier)
+    if experiment.counted is not None and experiment.counted.noise_multiplier is not None:
+        noises.append(experiment.counted.noise_multiplier)
     most_steps = policy.most_local_steps
     if (
         min(noises) < policy.least_noise_multiplier
@@ -92,6 +94,12 @@ def require_round(request: Request, experiment: Experiment) -> None:
     last = experiment.rounds if request.train else experiment.rounds + 1
     if not 1 <= request.round <= last:
         raise Refused(Reason.REFUSED_ROUNDS)
+
+
+def require_trainer(site: Site, request: Request, experiment: Experiment) -> None:
+    """Raises Refused: the experiment measures at this hospital, and was not to train here."""
+    if request.train and experiment.evaluation.leave_out == site.hospital:
+        raise Refused(Reason.BAD_EXPERIMENT)
 
 
 def require_patients(policy: Policy, patients: int) -> None:

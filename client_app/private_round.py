@@ -14,8 +14,10 @@ from itertools import groupby
 from flwr.app import RecordDict
 
 from client_app.answers import place
+from client_app.group_counts import Ints, noisy_group_counts
 from client_app.imaging.pseudonym import open_key
 from client_app.ledger import Ledger, LedgerError, budget_of, cohort_id, file_of
+from client_app.local_part import LocalPart
 from client_app.outbox import Outbox, SecureSum
 from client_app.patients import Patients, find_patients, load_patients
 from client_app.policy import Refused
@@ -24,15 +26,14 @@ from client_app.received import (
     Encoding,
     Received,
     learning_rate,
-    local_seed,
     receive,
     trainable,
-    update_of,
 )
 from client_app.site import Privacy
 from client_app.training import loop, private
 from client_app.training.device import feeding_processes
 from client_app.training.tallies import tally
+from federation.fairness.layout import Layout
 from federation.messages import Evaluated, Reason, Spent, Tallied, Trained
 from federation.privacy import accounting, fit
 from federation.privacy.accounting import Mechanism
@@ -70,10 +71,12 @@ def serve_private(
     if sent is not None:
         return outbox.repeat(request, sent, protection)
     fit.require_private(received.network, received.task, privacy)
+    layout = Layout.of_experiment(asked.experiment, received.task)
+    part = LocalPart.of(asked, received)
     evaluated = _on_public_images(asked, received, privacy, promise)
     spent = _charge(asked, privacy, promise, kept.identity, outbox)
     try:
-        tallied, trained = _touch_patients(asked, received, privacy, promise)
+        tallied, counts, trained = _touch_patients(asked, received, part, privacy, promise, layout)
         records = outbox.private_answer(
             request,
             privacy,
@@ -84,6 +87,8 @@ def serve_private(
             shape=received.shape,
             parameters=frozenset(name for name, _ in received.network.named_parameters()),
             metrics=frozenset(received.task.metrics),
+            counts=counts,
+            layout=layout,
             keep=kept.keep,
             protection=protection,
         )
@@ -102,7 +107,7 @@ def _charge(
     budget = budget_of(site, promise)
     mechanisms: list[Mechanism] = []
     if request.evaluate:
-        mechanisms += accounting.of_evaluation(privacy)
+        mechanisms += accounting.of_evaluation(asked.experiment)
     if request.train:
         mechanisms.append(accounting.of_training(privacy, asked.training))
     try:
@@ -130,11 +135,16 @@ def _charge(
 
 
 def _touch_patients(
-    asked: Asked, received: Received, privacy: PatientDP, promise: Privacy
-) -> tuple[Tallied | None, Trained | None]:
+    asked: Asked,
+    received: Received,
+    part: LocalPart,
+    privacy: PatientDP,
+    promise: Privacy,
+    layout: Layout | None,
+) -> tuple[Tallied | None, Ints | None, Trained | None]:
     """All that is made of the patients' images; each part is what the charge was for."""
     patients = find_patients(asked.site, asked.experiment)
-    tallied = trained = None
+    tallied = counts = trained = None
     if asked.request.evaluate and privacy.metrics == "noisy":
         held_out = patients.held_out
         tallied = tally(
@@ -145,23 +155,35 @@ def _touch_patients(
             device=received.device,
             noise_multiplier=privacy.metrics_noise_multiplier,
         )
+    if asked.request.evaluate and layout is not None:
+        counts = noisy_group_counts(
+            received.network,
+            received.task,
+            layout,
+            patients.held_out.cases,
+            patients.held_out,
+            device=received.device,
+        )
     if asked.request.train:
         with trainable(asked, received):
-            private.train(
-                received.network,
-                received.task,
-                patients.training,
-                _by_patient(patients),
-                asked.training,
-                privacy,
-                device=received.device,
-                seed=local_seed(asked),
-                learning_rate=learning_rate(asked),
-                public_size=promise.patients,
-                workers=feeding_processes(received.device, asked.site.workers),
-            )
-        trained = Trained(update=update_of(received), patients=promise.patients)
-    return tallied, trained
+            for training, seed in part.phases():
+                private.train(
+                    received.network,
+                    received.task,
+                    patients.training,
+                    _by_patient(patients),
+                    training,
+                    privacy,
+                    device=received.device,
+                    seed=seed,
+                    learning_rate=learning_rate(asked),
+                    public_size=promise.patients,
+                    workers=feeding_processes(received.device, asked.site.workers),
+                    correct=part.local.correct,
+                )
+        update = part.finish(asked.training.local_steps, {})
+        trained = Trained(update=update, patients=promise.patients)
+    return tallied, counts, trained
 
 
 def _on_public_images(
@@ -174,7 +196,13 @@ def _on_public_images(
         update={"data": promise.public, "state": asked.site.state / "public"}
     )
     try:
-        images = load_patients(site, asked.experiment.task, 0.0, refresh=site.data.refresh)
+        images = load_patients(
+            site,
+            asked.experiment.task,
+            0.0,
+            harmonised=asked.experiment.harmonisation,
+            refresh=site.data.refresh,
+        )
     except ConfigError as error:
         raise Refused(Reason.BAD_SITE) from error
     if len(images.training) == 0:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
 
+from client_app import norm_bound
 from client_app.held_model import HeldModel
 from client_app.policy import Refused
 from client_app.residual import Residual
 from client_app.site import Site
 from client_app.training.device import pick_device
-from federation import models, tasks, wire
+from federation import models, strategies, tasks, wire
 from federation.codec.chain import Chain, Encoded, build
 from federation.messages import Answer, Arrays, Reason, Request, Shape, Trained, WireError
 from federation.schema import ConfigError, Experiment, Training
@@ -49,6 +50,7 @@ class Received:
     Attributes:
         packed: the whole model as `federation.wire.pack` writes it, whichever way it came.
         chain: how the update travels; None: as arrays.
+        down: what the strategy sent beside the model; empty for most.
     """
 
     task: Task
@@ -58,6 +60,7 @@ class Received:
     shape: Shape
     device: torch.device
     chain: Chain | None
+    down: Arrays = field(default_factory=dict)
 
 
 def receive(asked: Asked) -> Received:
@@ -72,31 +75,41 @@ def receive(asked: Asked) -> Received:
     experiment, site = asked.experiment, asked.site
     if site.threads is not None:
         torch.set_num_threads(site.threads)
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     try:
         device = pick_device(site.device)
     except ConfigError as error:
         raise Refused(Reason.BAD_SITE) from error
     network = models.build(experiment.model, task, seed=experiment.seed)
-    shape = Shape.of(models.arrays_of(network))
+    own = models.arrays_of(network)
+    shape = Shape.of(own)
+    beside = _beside(experiment, network)
     secure = experiment.secure_aggregation
     at_home = secure is not None and secure.name == "ckks"  # no coordinator sent the model
     if experiment.codec is not None and experiment.codec.down == "differences" and not at_home:
         held = HeldModel.of(site.state, asked.request.run)
-        arrays, packed = held.whole(asked.request, asked.blob, shape)
+        arrays, packed = held.whole(asked.request, asked.blob, Shape.of(own | beside))
     elif asked.request.base is not None:
         raise WireError(Reason.MALFORMED)
     else:
-        arrays, packed = wire.unpack(asked.blob, shape), asked.blob
-    for name, own in models.arrays_of(network).items():
-        own[...] = arrays[name]
+        arrays, packed = wire.unpack(asked.blob, Shape.of(own | beside)), asked.blob
+    down = {name: arrays.pop(name) for name in beside}
+    for name, array in own.items():
+        array[...] = arrays[name]
     chain = None
     if experiment.codec is not None:
         chain = build(experiment.codec, network, seed=experiment.seed)
         if asked.request.train:
             # refused before there is work, or a charge
             chain.scales_from_bytes(asked.request.scales)
-    return Received(task, network.to(device), arrays, packed, shape, device, chain)
+    return Received(task, network.to(device), arrays, packed, shape, device, chain, down)
+
+
+def _beside(experiment: Experiment, network: nn.Module) -> Arrays:
+    """Arrays as the strategy sends them beside the model."""
+    parameters = frozenset(name for name, _ in network.named_parameters())
+    memory = strategies.begin(experiment, models.arrays_of(network), parameters)
+    return strategies.sent_down(memory)
 
 
 def update_of(received: Received) -> Arrays:
@@ -129,15 +142,21 @@ def trainable(asked: Asked, received: Received) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What is done to every answer's update on its way out: the experiment's codec, if there is one."""
+    """What is done to every answer's update on its way out: norm bound, and codec if there is one."""
 
     asked: Asked
     received: Received
 
     def protect(self, answer: Answer) -> Answer:
         """Raises WireError: an update that is not finite."""
-        if answer.trained is None or self.received.chain is None:
+        if answer.trained is None:
             return answer
+        if self.received.chain is None:
+            bound = norm_bound.of(self.asked.site, self.asked.experiment)
+            update = norm_bound.shortened(
+                answer.trained.update, self.received.network.named_parameters(), bound
+            )
+            return replace(answer, trained=replace(answer.trained, update=update))
         return replace(answer, trained=encode(self.asked, self.received, answer.trained))
 
 
@@ -163,7 +182,10 @@ def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1
     """
     chain, request = _chain(received), asked.request
     left = Residual.of(asked.site.state, request.run)
-    before = left.before(request.round) if chain.codec.error_feedback else None
+    # What the coordinator lacks of an answer that did not count is all of it, not what rounding left.
+    start = request.round if request.counted is None else request.counted + 1
+    before = left.before(start) if chain.codec.error_feedback else None
+    bound = norm_bound.of(asked.site, asked.experiment)
     if share != 1:
         update = {
             name: (array * share).astype(array.dtype, copy=False) for name, array in update.items()
@@ -175,10 +197,11 @@ def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1
         chain.scales_from_bytes(request.scales),
         round=request.round,
         seed=local_seed(asked),
+        bound=None if bound is None else bound * share,
     )
     if encoded.residual is not None:
         rest = encoded.residual if share == 1 else encoded.residual / np.float32(share)
-        left.keep(request.round, rest)
+        left.keep(request.round, rest, request.counted)
     return encoded
 
 

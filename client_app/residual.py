@@ -45,14 +45,19 @@ class Residual:
         usable = left.dtype == np.float32 and left.ndim == 1 and np.isfinite(left).all()
         return left if usable else None
 
-    def keep(self, round_: int, left: NDArray[np.float32]) -> None:
-        """Raises ConfigError: the folder cannot be written to."""
+    def keep(self, round_: int, left: NDArray[np.float32], counted: int | None = None) -> None:
+        """Keep what a round left; that of `counted` stays as long as the round may not count.
+
+        Raises:
+            ConfigError: the folder cannot be written to.
+        """
         content = io.BytesIO()
         np.save(content, left, allow_pickle=False)
         write_private(self._file(round_), content.getbuffer())
-        for number in self._rounds():
-            if number > round_ or number not in self._rounds()[-_KEPT:]:
-                self._file(number).unlink(missing_ok=True)
+        later = [number for number in self._rounds() if number > round_]
+        before = [number for number in self._rounds() if number < round_ and number != counted]
+        for number in later + before[: len(before) + 1 - _KEPT]:
+            self._file(number).unlink(missing_ok=True)
         runs = sorted(self.folder.parent.iterdir(), key=lambda run: run.stat().st_mtime_ns)
         for old in runs[:-_RUNS]:
             shutil.rmtree(old, ignore_errors=True)

@@ -91,6 +91,9 @@ class Policy(Closed):
     most_epsilon_a_run: float | None = Field(
         default=None, gt=0, description="ε of one run; more: refused"
     )
+    largest_update_norm: float | None = Field(
+        default=None, gt=0, description="L2 norm of a parameter update; larger ones are cut to it"
+    )
     secure_aggregation: Literal["optional", "required"] = Field(
         default="optional", description="required: no run whose coordinator could read an update"
     )
@@ -102,7 +105,9 @@ class Policy(Closed):
         description="of runs with ckks; coordinator: it may have the final model if the run asks for it",
     )
     smallest_group: int = Field(
-        default=1, ge=1, description="exact figures of fewer held-out patients do not leave"
+        default=5,
+        ge=1,
+        description="exact figures, or counts by group, of fewer held-out patients do not leave",
     )
     hours: list[Hours] = Field(
         default_factory=list, description="of the day, local time, with requests served; none: all"
@@ -141,6 +146,15 @@ class Privacy(Closed):
         return self.delta if self.delta is not None else min(1e-5, 1 / (10 * self.patients))
 
 
+class Predict(Closed):
+    """Of `hospital predict`."""
+
+    model: Literal["global", "personal"] = Field(
+        default="global",
+        description="personal: this hospital's own model, or layers that stayed here",
+    )
+
+
 class Site(Closed):
     """A hospital's own side: read from its own disk, never sent."""
 
@@ -157,6 +171,7 @@ class Site(Closed):
     )
     data: Data
     policy: Policy = Policy()
+    predict: Predict = Predict()
     privacy: Privacy | None = Field(
         default=None, description="the patients' budget; none: private runs are not served"
     )

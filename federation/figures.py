@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from federation import strategies
+from federation.fairness.layout import Layout
 from federation.messages import Answer, Tallied
 from federation.schema import Experiment
 from federation.tasks import Task
@@ -35,6 +37,7 @@ class Summed:
         metrics: each one's mean over hospitals, weighted by held-out patients.
         held_out: patients that the metrics were measured on.
         tallied: the task's noisy tally, under patient-level privacy with metrics=noisy.
+        counts: held-out cases by group, int64 (`Figures.counts`,); None where the run has none.
     """
 
     hospitals: tuple[str, ...]
@@ -44,6 +47,7 @@ class Summed:
     metrics: dict[str, float] = field(default_factory=dict)
     held_out: int = 0
     tallied: Tallied | None = None
+    counts: NDArray[np.int64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,33 @@ class Figures:
     """Which figures a run has.
 
     Attributes:
-        metrics: the task's names, in an order that all share.
+        metrics: names, in an order that all share.
         tally: length of the task's noisy tally, where metrics come so; else 0.
+        counts: how many counts by group; 0 where there are none.
     """
 
     metrics: tuple[str, ...]
     tally: int = 0
+    counts: int = 0
 
     @classmethod
     def of(cls, experiment: Experiment, task: Task) -> Figures:
-        """An experiment's."""
+        """An experiment's. Raises ConfigError: too many counts by group."""
         privacy = experiment.privacy
         noisy = privacy is not None and privacy.metrics == "noisy" and task.tally is not None
-        return cls(tuple(task.metrics), task.tally.size if noisy and task.tally else 0)
+        layout = Layout.of_experiment(experiment, task)
+        return cls(
+            strategies.metric_names(experiment, task.metrics),
+            tally=task.tally.size if noisy and task.tally else 0,
+            counts=layout.size if layout is not None else 0,
+        )
 
     @property
     def length(self) -> int:
+        return self._measured + self.counts
+
+    @property
+    def _measured(self) -> int:
         return 4 + 2 * len(self.metrics) + (1 + self.tally if self.tally else 0)
 
     def integers(self, answer: Answer) -> NDArray[np.int64]:
@@ -93,11 +108,16 @@ class Figures:
         numbers = [*values, *measured, *tallied]
         if not all(math.isfinite(n) and abs(n) < _LARGEST for n in numbers):
             raise ValueError("a figure that cannot be added")
-        return np.array(numbers, np.int64)
+        counts = np.zeros(self.counts, np.int64)
+        if answer.counts is not None:
+            if answer.counts.shape != counts.shape or not _can_be_added(answer.counts):
+                raise ValueError("counts that cannot be added")
+            counts = answer.counts
+        return np.concatenate([np.array(numbers, np.int64), counts])
 
     def summed(self, total: NDArray[np.int64], hospitals: tuple[str, ...]) -> Summed:
         """What the sum of hospitals' integers says."""
-        numbers = [int(number) for number in total]
+        numbers = [int(number) for number in total[: self._measured]]
         patients, examples, loss, held_out = numbers[:4]
         metrics = {}
         for place, name in enumerate(self.metrics):
@@ -117,7 +137,12 @@ class Figures:
             metrics=metrics,
             held_out=held_out,
             tallied=tallied,
+            counts=total[self._measured :].copy() if self.counts else None,
         )
+
+
+def _can_be_added(counts: NDArray[np.int64]) -> bool:
+    return bool(((counts < _LARGEST) & (counts > -_LARGEST)).all())
 
 
 def _fixed(value: float) -> float:

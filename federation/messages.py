@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # it imports torch
+    from federation.fairness.layout import Layout
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -41,6 +44,7 @@ class Reason(StrEnum):
     BOTH_SHARES = "both_shares"
     NO_KEYS = "no_keys"
     NO_MODEL = "no_model"
+    NO_STATE = "no_state"
     OUTSIDE_HOURS = "outside_hours"
     NO_LEDGER = "no_ledger"
     LEDGER_UNUSABLE = "ledger_unusable"
@@ -112,6 +116,8 @@ class Request:
 
     Attributes:
         base: the model comes as a difference to the one after this round; None: as it is.
+        counted: the last round whose mean has this hospital's update, 0 before there is one; None where
+            the strategy has hospitals remember nothing that the coordinator must agree with.
         scales: int16 little-endian, one exponent a segment (`federation.codec`); empty without codec.
         attempt: of the round's masks; 0 where their keys came with the round before.
         letter: what the phase needs, as `federation.secure_aggregation` writes it.
@@ -123,6 +129,7 @@ class Request:
     train: bool
     lodged: Lodged | None = None
     base: int | None = None
+    counted: int | None = None
     scales: bytes = b""
     phase: Phase = Phase.WORK
     attempt: int = 0
@@ -211,12 +218,19 @@ class Protected:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a hospital sends back: its round's work, or a reason why there is none."""
+    """What a hospital sends back: its round's work, or a reason why there is none.
+
+    Attributes:
+        counts: held-out cases by group, int64 (`federation.fairness.layout.Layout.size`,); None where
+            nothing was evaluated or the experiment does not count. With noise under patient-level
+            privacy, so some may be negative.
+    """
 
     round: int
     trained: Trained | None = None
     evaluated: Evaluated | None = None
     tallied: Tallied | None = None
+    counts: NDArray[np.int64] | None = field(default=None, compare=False)
     spent: Spent | None = None
     protected: Protected | None = None
     refused: Reason | None = None
@@ -234,6 +248,7 @@ class Expected:
         encoded: bytes that an update may have at most, where a codec wrote it.
         protected: bytes that a part in a secure sum may have at most, where there is one: no other
             figure comes with it.
+        counts: what counts by group are of; None where there are none.
     """
 
     update: Shape
@@ -242,6 +257,7 @@ class Expected:
     tally: int = 0
     encoded: int | None = None
     protected: int | None = None
+    counts: Layout | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,14 @@ import typing
 from difflib import get_close_matches
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 
 class ConfigError(ValueError):
@@ -80,7 +87,10 @@ class Participation(Closed):
     )
     weighting: Literal["examples", "equal"] = "examples"
     largest_update_norm: float | None = Field(
-        default=None, gt=0, description="an update with a larger L2 norm leaves the round"
+        default=None,
+        gt=0,
+        description="an update with a larger L2 norm leaves the round; under a secure sum its hospital "
+        "shortens it to this",
     )
 
 
@@ -89,6 +99,18 @@ class Evaluation(Closed):
 
     held_out: float = Field(default=0.25, ge=0, lt=1, description="share of the patients")
     every: int = Field(default=1, ge=1, description="evaluate each so many rounds, and at the end")
+    leave_out: str | None = Field(
+        default=None, description="a hospital that is evaluated at and never trains"
+    )
+
+    @field_validator("leave_out")
+    @classmethod
+    def _said(cls, name: str | None) -> str | None:
+        if name is not None and not name.replace("-", "").isalnum():
+            raise ValueError(
+                "say which hospital, by its name on the roster: evaluation.leave_out=NAME"
+            )
+        return name
 
 
 class PatientDP(Closed):
@@ -178,6 +200,83 @@ class SecureAggregation(Closed):
     )
 
 
+Attribute = Literal["sex", "age_band", "manufacturer", "field_strength", "view", "breast_density"]
+Unit = Literal["task", "image", "patient"]
+
+# Years where the bands that hospitals know begin (`client_app.imaging.attributes`).
+AGES = (18, 40, 60, 80)
+
+
+class Fairness(Closed):
+    """By which groups a run is measured, and how finely; `federation.fairness` has the arithmetic.
+
+    The order of `attributes` matters where hospitals withhold small groups: what is named first is
+    withheld last.
+    """
+
+    attributes: tuple[Attribute, ...] = Field(
+        default=("sex", "age_band", "manufacturer"),
+        min_length=1,
+        description="first ones kept longest",
+    )
+    pairs: bool = Field(default=False, description="also groups by two attributes together")
+    unit: Unit = Field(
+        default="task", description="what is counted: as the task measures, images or patients"
+    )
+    age_cuts: tuple[int, ...] = Field(
+        default=AGES, min_length=1, description="years where bands begin, of 18, 40, 60 and 80"
+    )
+    manufacturers: tuple[str, ...] = Field(
+        default=("siemens", "ge", "philips", "canon", "fujifilm", "agfa", "carestream", "hologic"),
+        min_length=1,
+        max_length=32,
+        description="by name; all others are one group",
+    )
+    score_bins: int = Field(default=32, ge=8, le=256, multiple_of=2)
+    dice_bins: int = Field(default=20, ge=5, le=100)
+    threshold: float = Field(
+        default=0.5, gt=0, lt=1, description="probability from which a case is called positive"
+    )
+    operating_point: float = Field(
+        default=0.9,
+        gt=0,
+        lt=1,
+        description="specificity, or sensitivity, at which the other is read",
+    )
+    least_cases: int = Field(
+        default=10, ge=1, description="of each class; groups with fewer enter no gap"
+    )
+    noise_multiplier: float | None = Field(
+        default=None,
+        ge=0.1,
+        le=1e6,
+        description="under patient-level privacy: noise of the counts, in patients, charged; none: no "
+        "counts leave",
+    )
+
+    @field_validator("attributes", "manufacturers")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a name stands there twice")
+        return names
+
+    @field_validator("manufacturers")
+    @classmethod
+    def _words(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not name.isidentifier() or name in ("other", "unknown", "withheld"):
+                raise ValueError("manufacturers are single words, not other, unknown or withheld")
+        return names
+
+    @field_validator("age_cuts")
+    @classmethod
+    def _known_ages(cls, cuts: tuple[int, ...]) -> tuple[int, ...]:
+        if not set(cuts) <= set(AGES) or sorted(set(cuts)) != list(cuts):
+            raise ValueError("age_cuts are some of 18, 40, 60 and 80, in this order")
+        return cuts
+
+
 class Experiment(Closed):
     """All that decides what a run computes. Where things lie on a disk is not part of it."""
 
@@ -189,7 +288,12 @@ class Experiment(Closed):
     strategy: Component
     training: Training
     participation: Participation
+    harmonisation: tuple[Component, ...] = Field(
+        default=(),
+        description="in this order, what is done to images against scanners' differences",
+    )
     evaluation: Evaluation = Evaluation()
+    fairness: Fairness | None = Field(default=None, description="none: nothing by group")
     privacy: PatientDP | None = None
     codec: Codec | None = None
     secure_aggregation: SecureAggregation | None = None
@@ -205,6 +309,34 @@ class Experiment(Closed):
         return self
 
     @model_validator(mode="after")
+    def _left_out_is_measured(self) -> Self:
+        name, participation = self.evaluation.leave_out, self.participation
+        chosen = participation.hospitals
+        if name is None:
+            return self
+        if chosen is not None and name not in chosen:
+            raise ValueError(
+                f"evaluation.leave_out is {name!r}, which participation.hospitals does not name: add "
+                "it there, since it is asked for figures"
+            )
+        if chosen is not None and len(chosen) - 1 < participation.least:
+            raise ValueError(
+                f"participation.least is {participation.least}, but without evaluation.leave_out="
+                f"{name} participation.hospitals names only {len(chosen) - 1} that train"
+            )
+        if not self.evaluates:
+            raise ValueError(
+                f"evaluation.leave_out={name} is there to be measured, and privacy.metrics=none tells "
+                "no figures: choose privacy.metrics=noisy or public, or leave it null"
+            )
+        if self.privacy is None and self.evaluation.held_out == 0:
+            raise ValueError(
+                f"evaluation.leave_out={name} is measured on its held-out patients, and "
+                "evaluation.held_out=0 leaves none: choose a share such as 0.25"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _clipped_once(self) -> Self:
         if self.privacy is not None and self.training.gradient_clipping_norm is not None:
             raise ValueError(
@@ -213,10 +345,37 @@ class Experiment(Closed):
             )
         return self
 
+    @model_validator(mode="after")
+    def _noise_where_there_is_privacy(self) -> Self:
+        if self.fairness is None or self.fairness.noise_multiplier is None:
+            return self
+        if self.privacy is None:
+            raise ValueError(
+                "fairness.noise_multiplier is noise under privacy=patient_dp, which this experiment "
+                "has not: leave it null, as counts are exact without"
+            )
+        if self.privacy.metrics == "none":
+            raise ValueError(
+                "fairness.noise_multiplier says how counts leave, and privacy.metrics=none lets no "
+                "figure leave: choose privacy.metrics=noisy or public, or leave it null"
+            )
+        return self
+
     @property
     def evaluates(self) -> bool:
         """Whether hospitals are asked how good the model is."""
         return self.privacy is None or self.privacy.metrics != "none"
+
+    @property
+    def counted(self) -> Fairness | None:
+        """How cases are counted by group; None where no counts leave.
+
+        Under patient-level privacy they do with noise alone.
+        """
+        if self.fairness is None or not self.evaluates:
+            return None
+        noise = self.fairness.noise_multiplier
+        return None if self.privacy is not None and noise is None else self.fairness
 
     def canonical(self) -> str:
         """The experiment as JSON with sorted keys and no spaces: one experiment, one string."""

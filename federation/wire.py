@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import zstandard
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from federation.messages import (
     Answer,
@@ -93,8 +95,12 @@ def records_to_bytes(records: RecordDict) -> bytes:
     """A message of ours for the disk: its fields as one line of JSON, then its blob."""
     fields = {key: value for key, value in _head(records).items() if key != "blob"}
     content = blob(records)
-    checksum = hashlib.sha256(content).hexdigest()
-    return json.dumps({"fields": fields, "sha256": checksum}).encode() + b"\n" + content
+    head = {
+        "fields": {key: value for key, value in fields.items() if not isinstance(value, bytes)},
+        "bytes": {key: value.hex() for key, value in fields.items() if isinstance(value, bytes)},
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    return json.dumps(head).encode() + b"\n" + content
 
 
 def records_from_bytes(stored: bytes) -> RecordDict:
@@ -103,7 +109,8 @@ def records_from_bytes(stored: bytes) -> RecordDict:
     head = json.loads(line)
     if hashlib.sha256(content).hexdigest() != head["sha256"]:
         raise ValueError("the blob is not the one that was stored")
-    return _message(head["fields"], content)
+    fields = {key: bytes.fromhex(value) for key, value in head.get("bytes", {}).items()}
+    return _message(head["fields"] | fields, content)
 
 
 # --- the coordinator's request -------------------------------------------------------------------
@@ -116,6 +123,8 @@ def request_to_records(request: Request, model: bytes) -> RecordDict:
         fields |= asdict(request.lodged)
     if request.base is not None:
         fields["base"] = request.base
+    if request.counted is not None:
+        fields["counted"] = request.counted
     if request.scales:
         fields["scales"] = request.scales
     if request.letter or request.phase is not Phase.WORK:
@@ -128,7 +137,7 @@ def request_from_records(records: RecordDict) -> Request:
     """Raises WireError: not a request."""
     fields = {key: value for key, value in _head(records).items() if key != "blob"}
     rest = set(fields) - set(_REQUEST)
-    for optional in (set(_LODGED), {"base"}, {"scales"}, set(_PHASE)):
+    for optional in (set(_LODGED), {"base"}, {"counted"}, {"scales"}, set(_PHASE)):
         if optional <= rest:
             rest -= optional
     if rest or not set(_REQUEST) <= set(fields):
@@ -143,6 +152,7 @@ def request_from_records(records: RecordDict) -> Request:
         train=_typed(fields["train"], bool),
         lodged=_lodged(fields) if "head" in fields else None,
         base=_whole(fields["base"]) if "base" in fields else None,
+        counted=_whole(fields["counted"]) if "counted" in fields else None,
         scales=_bytes(fields.get("scales", b"")),
         phase=Phase(phase),
         attempt=_whole(fields.get("attempt", 0)),
@@ -155,12 +165,14 @@ def request_from_records(records: RecordDict) -> Request:
 _REQUEST = ("run", "round", "evaluate", "train")
 _LODGED = ("charges", "head")
 _PHASE = ("phase", "attempt", "letter")
+_MOST_NOISY = 1 << 50  # of a count with noise: a thousand of them can be added
 _LARGEST_LETTER = 4 << 20  # bytes: a thousand hospitals' keys, shares or signatures
 _TRAINED = {"patients", "blob"}
 _EXACT = {"examples", "loss", "seconds"}  # beside what private training says
 _STEPS, _COMPARED = {"steps"}, {"loss_before", "loss_after"}  # beside these, for some strategies
 _EVALUATED = {"held_out_examples", "held_out_patients", "metrics", "values"}
 _TALLIED = {"tally", "tally_noise"}
+_COUNTED = {"counts"}
 _SPENT = {"epsilon", "run_epsilon", "budget", "delta", "accountant", *_LODGED}
 
 
@@ -187,6 +199,8 @@ def answer_to_records(answer: Answer) -> RecordDict:
         }
     if answer.tallied is not None:
         fields |= {"tally": answer.tallied.values.tolist(), "tally_noise": answer.tallied.noise}
+    if answer.counts is not None:
+        fields["counts"] = _counts_to_bytes(answer.counts, exact=answer.spent is None)
     if answer.spent is not None:
         fields |= {key: getattr(answer.spent, key) for key in sorted(_SPENT - set(_LODGED))}
         fields |= asdict(answer.spent.lodged)
@@ -223,6 +237,7 @@ def answer_from_records(records: RecordDict, request: Request, expected: Expecte
         evaluated=_evaluated(fields, expected.metrics) if present >= _EVALUATED else None,
         tallied=_tallied(fields, expected.tally) if present >= _TALLIED else None,
         spent=_spent(fields) if expected.private else None,
+        counts=_counts(fields["counts"], expected) if present >= _COUNTED else None,
     )
 
 
@@ -248,10 +263,13 @@ def _may_hold(request: Request, expected: Expected) -> list[set[str]]:
         forms = [always, always | _STEPS, always | _STEPS | _COMPARED]
     if not request.evaluate:
         return forms
+    counted = set() if expected.counts is None else _COUNTED
+    if expected.private:  # with noise, so they come whoever is counted
+        forms = [form | counted for form in forms]
     if expected.tally:
         return [form | _TALLIED for form in forms]
     # A hospital without held-out patients (or public images) has nothing to evaluate on.
-    return forms + [form | _EVALUATED for form in forms]
+    return forms + [form | _EVALUATED | counted for form in forms]
 
 
 def _trained(fields: dict[str, Any], content: bytes, expected: Expected) -> Trained:
@@ -277,6 +295,37 @@ def _evaluated(fields: dict[str, Any], known: frozenset[str]) -> Evaluated:
         examples=_count(fields["held_out_examples"]),
         patients=_count(fields["held_out_patients"]),
     )
+
+
+def _counts_to_bytes(counts: NDArray[np.int64], *, exact: bool) -> bytes:
+    """int64 little-endian; as a zstd frame, except with noise, where all have the same size."""
+    content = counts.astype("<i8").tobytes()
+    return zstandard.ZstdCompressor().compress(content) if exact else content
+
+
+def _counts(content: object, expected: Expected) -> NDArray[np.int64]:
+    layout = expected.counts
+    if layout is None:
+        raise WireError(Reason.MALFORMED)
+    content, size = _bytes(content), 8 * layout.size
+    if not expected.private:
+        try:
+            if zstandard.frame_content_size(content) != size:
+                raise WireError(Reason.WRONG_SHAPE)
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+            content = decompressor.decompress(content, max_output_size=size, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise WireError(Reason.MALFORMED) from error
+    if len(content) != size:
+        raise WireError(Reason.WRONG_SHAPE)
+    counts = np.frombuffer(content, "<i8").astype(np.int64)
+    if expected.private:
+        possible = bool(((counts < _MOST_NOISY) & (counts > -_MOST_NOISY)).all())
+    else:
+        possible = layout.adds_up(counts)
+    if not possible:
+        raise WireError(Reason.MALFORMED)
+    return counts
 
 
 def _tallied(fields: dict[str, Any], size: int) -> Tallied:

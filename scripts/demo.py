@@ -5,6 +5,7 @@ Everything runs on loopback and is taken down at the end, on Ctrl-C and on failu
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +23,8 @@ import typer
 import yaml
 from rich.console import Console
 
+from client_app.imaging import phantoms
+from client_app.site import Data
 from federation.command_line import runs_as
 from federation.privacy import accounting
 from federation.processes import free_port, wait_until
@@ -48,11 +52,15 @@ def demo(
         int | None,
         typer.Option(
             min=20,
-            help="Phantom patients a hospital; 70, and 240 under privacy.",
+            help="Phantom patients a hospital; 70, 140 of size_skew; 240 under privacy.",
             show_default=False,
         ),
     ] = None,
     experiment: Annotated[str, typer.Option(help="One of configs/experiment/.")] = "demo",
+    alpha: Annotated[
+        float | None,
+        typer.Option(help=f"Dirichlet's α of label_skew; {phantoms.ALPHA}.", show_default=False),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the run's folder and report go.")] = ROOT
     / "demo",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the state folder.")] = False,
@@ -62,20 +70,29 @@ def demo(
     Examples: scripts/demo --hospitals 4 rounds=5 strategy=fedadam
     scripts/demo --experiment tumour_segmentation
     scripts/demo --experiment private_demo privacy.epsilon=3
+    scripts/demo --experiment label_skew --alpha 0.1 strategy=fedavg
     """
+    if alpha is not None and experiment != "label_skew":
+        raise ConfigError("--alpha goes with --experiment label_skew")
     chosen = [f"experiment={experiment}", *(overrides or [])]
     # composed here, so that a misspelt override is refused before anything is made
     composed = compose.experiment(chosen)
     task = composed.task.name
     if patients is None:
         patients = 70 if composed.privacy is None else 240
+        if experiment == "size_skew":
+            patients *= 2  # of which the smallest hospital gets a fifth
     out.mkdir(parents=True, exist_ok=True)
     state = Path(tempfile.mkdtemp(prefix="state-", dir=out))
     names = NAMES[:hospitals]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with ExitStack() as running:
-            sites = [_hospital(state, composed, name, n, patients) for n, name in enumerate(names)]
+            dealt = _dealt(state, experiment, task, names, patients, alpha)
+            sites = [
+                _hospital(state, composed, name, n, patients, dealt.get(name))
+                for n, name in enumerate(names)
+            ]
             home = _federation(state, names)
             _samples(state, task)
             _start(running, state, home, task, names, sites)
@@ -109,13 +126,46 @@ def _federation(state: Path, names: tuple[str, ...]) -> Home:
     return home
 
 
-def _hospital(state: Path, experiment: Experiment, name: str, number: int, patients: int) -> Path:
+def _dealt(
+    state: Path,
+    experiment: str,
+    task: str,
+    names: tuple[str, ...],
+    patients: int,
+    alpha: float | None,
+) -> dict[str, Data]:
+    """Each hospital's data where the experiment is about hospitals that differ in one thing alone."""
+    if experiment not in phantoms.SKEWS:
+        return {}
+    folders = [state / name / "data" for name in names]
+    alpha = phantoms.ALPHA if alpha is None else alpha
+    made = phantoms.write_skewed(experiment, task, folders, patients=patients, alpha=alpha)
+    for name, data in zip(names, made, strict=True):
+        rows = list(csv.DictReader((data.root.parent / "labels.csv").read_text().splitlines()))
+        counted = sorted(Counter(row["label"] for row in rows).items())
+        words = ", ".join(f"{count} {label}" for label, count in counted)
+        console.print(f"{name}: {len({row['patient'] for row in rows})} patients; labels: {words}")
+    return dict(zip(names, made, strict=True))
+
+
+def _hospital(
+    state: Path,
+    experiment: Experiment,
+    name: str,
+    number: int,
+    patients: int,
+    dealt: Data | None,
+) -> Path:
     """A hospital's folder: images, labels, site configuration, keys and, for its budget, a ledger."""
     folder, task = state / name, experiment.task.name
-    folder.mkdir()
-    # sizes differ, and so do scanners, ages and how frequent the finding is (the phantom's --site)
-    count = patients + (number % 3 - 1) * patients // 4
-    data = _phantoms(task, folder / "data", count, site=number, seed=number)
+    folder.mkdir(exist_ok=True)
+    if dealt is None:
+        # sizes differ, and so do scanners, ages and how frequent the finding is (the phantom's --site)
+        count = patients + (number % 3 - 1) * patients // 4
+        data = _phantoms(task, folder / "data", count, site=number, seed=number)
+    else:
+        count = len(list(dealt.root.iterdir()))
+        data = {"data": dealt.model_dump(mode="json", exclude_defaults=True)}
     site = yaml.safe_load((ROOT / f"configs/site/{task}.yaml").read_text())
     site |= {"hospital": name, "threads": 1, **data}
     if experiment.privacy is not None:

@@ -16,6 +16,7 @@ from federation.schema import ConfigError, Experiment
 from server_app import aggregation, tallies
 from server_app.courier import Courier
 from server_app.exchange import Exchange, TooFewHospitals
+from server_app.fairness import Counted
 from server_app.home import HOME_VARIABLE, Home
 from server_app.rounds import Conductor
 from server_app.state import RunFolder
@@ -48,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) -> None:
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     strategy = strategies.build(experiment)
     network = models.build(experiment.model, task, seed=experiment.seed)
     start = folder.load()
@@ -77,5 +78,6 @@ def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) 
         frozenset(name for name, _ in network.named_parameters()),
         task.headline,
         tally,
+        Counted.of(experiment, task),
     )
     conductor.conduct(start)

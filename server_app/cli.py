@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from rich.console import Console
 from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
+from server_app.compare_commands import compare
 from server_app.home import HOME_VARIABLE, Home, read_federation
 from server_app.hospital_commands import app as hospital_commands
 from server_app.hospital_commands import show_members
@@ -81,6 +80,12 @@ def run(
         list[str] | None,
         typer.Argument(help="Hydra overrides, run=NAME, or resume=RUN.", show_default=False),
     ] = None,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            "--multirun", "-m", help="Sweep: a,b or range(0,3) as a value is a run for each."
+        ),
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Run an experiment, follow it, and write its report. Exits 1 when the run fails.
@@ -88,6 +93,8 @@ def run(
     Example: coordinator run experiment=demo rounds=5 training.learning_rate=0.002
 
     Example: coordinator run resume=demo-20261123-2101-3f
+
+    Example: coordinator run -m experiment=demo strategy=fedavg,fedprox seed=0,1,2
     """
     from server_app import launch
     from server_app.control import Control
@@ -95,6 +102,11 @@ def run(
 
     own, hydra = _split(overrides or [])
     place = Home(home)
+    if multirun:
+        from server_app.sweep_commands import multirun as sweep
+
+        sweep(place, own, hydra)
+        return
     with Control(place) as control:
         control.check()
         if "resume" in own:
@@ -110,7 +122,7 @@ def run(
             asked = experiment.participation.hospitals or place.roster().members
             for line in (*plan_lines(experiment, len(asked)), *cost_lines(experiment)):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
-            name = own.get("run") or _new_name(experiment.name)
+            name = own.get("run") or launch.new_name(experiment.name)
             launched = launch.start(place, control, experiment, name)
         folder = launched.folder
         console.print(f"run [bold]{folder.name}[/], experiment {folder.experiment().sha256()[:12]}")
@@ -121,13 +133,11 @@ def run(
                 raise ConfigError(
                     f"no longer following; the run goes on. coordinator stop {folder.name} ends it"
                 ) from None
-    status = folder.status()
     path = _report(folder.path)
     console.print(
         f"results  {folder.path}\nreport   {path}", soft_wrap=True, highlight=False, markup=False
     )
-    if ended.outcome != "completed" or status["state"] != "completed":
-        why = status["message"] or ended.details or f"it was {ended.outcome}"
+    if why := launch.failure(folder, ended):
         raise ConfigError(f"run {folder.name} failed: {why}; resume={folder.name} goes on with it")
 
 
@@ -160,7 +170,7 @@ def stop(
 
     Example: coordinator stop demo-20261123-2101-3f
     """
-    from server_app import services
+    from server_app import launch, services
     from server_app.control import Control
     from server_app.state import RunFolder
 
@@ -172,15 +182,8 @@ def stop(
     folder = RunFolder(place.runs / name)
     folder.experiment()
     with Control(place) as control:
-        flower_run = int(folder.record()["flower_runs"][-1])
-        if control.run(flower_run).finished:
-            raise ConfigError(f"run {name!r} has ended already: {folder.status()['state']}")
-        control.stop_run(flower_run)
-    progress = folder.status()
-    folder.write_status(
-        "failed", progress["round"], progress["rounds"], "stopped by the coordinator"
-    )
-    console.print(f"stopped after round {progress['round']}; go on by resume={name}")
+        done = launch.stop(control, folder)
+    console.print(f"stopped after round {done}; go on by resume={name}")
 
 
 @app.command()
@@ -203,6 +206,29 @@ def report(
     folder = RunFolder(Home(home).runs / name)
     folder.experiment()
     console.print(str(_report(folder.path, samples)), soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def card(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it; model_card.md in the run's folder.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Write a run's model card: what the model is for, how good it is for whom, and its limits.
+
+    Example: coordinator card demo-20261123-2101-3f --out model_card.md
+    """
+    from server_app.report.card import write_card
+    from server_app.state import RunFolder
+
+    folder = RunFolder(Home(home).runs / name)
+    folder.experiment()
+    console.print(str(write_card(folder.path, out)), soft_wrap=True, highlight=False, markup=False)
+
+
+app.command()(compare)
 
 
 def _report(folder: Path, samples: Path | None = None) -> Path:
@@ -235,10 +261,6 @@ def _split(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
         else:
             hydra.append(override)
     return own, hydra
-
-
-def _new_name(experiment: str) -> str:
-    return f"{experiment}-{datetime.now(UTC):%Y%m%d-%H%M}-{secrets.token_hex(1)}"
 
 
 def main() -> None:

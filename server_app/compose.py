@@ -19,13 +19,26 @@ from omegaconf.errors import OmegaConfBaseException
 from federation.schema import ConfigError, Experiment, nearest, parse
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-GROUPS = ("codec", "experiment", "model", "privacy", "secure_aggregation", "strategy", "task")
-CHAINS = ("codec",)  # groups of which several may be chosen: codec=[rand_k,int4]
+GROUPS = (
+    "codec",
+    "experiment",
+    "fairness",
+    "harmonisation",
+    "model",
+    "privacy",
+    "secure_aggregation",
+    "strategy",
+    "task",
+)
+# Groups of which several may be chosen: codec=[rand_k,int4]
+CHAINS = ("codec", "harmonisation")
 # What turns on a part that an experiment does not have by itself.
 _OPTIONAL = {
     "privacy": "privacy=patient_dp",
     "codec": "codec=int8",
+    "harmonisation": "harmonisation=percentile",
     "secure_aggregation": "secure_aggregation=masks",
+    "fairness": "fairness=by_group",
 }
 
 
@@ -44,11 +57,22 @@ def experiment(overrides: Sequence[str], *, configs: Path = CONFIGS) -> Experime
     for part in _OPTIONAL:
         if choices.get(part) == "none":
             content[part] = None  # whatever a ready experiment says of it
+    content["harmonisation"] = _in_turn(content.get("harmonisation"))
     checked = parse(Experiment, content)
     if checked.privacy is not None:
         checked = _with_noise(checked)
     _check_components(checked)
     return checked
+
+
+def _in_turn(chosen: object) -> object:
+    """Harmonisations by name, in the order of the choice, as the schema's list of components."""
+    if not isinstance(chosen, dict):
+        return chosen or []
+    return [
+        {"name": name, **options} if isinstance(options, dict) else options
+        for name, options in chosen.items()
+    ]
 
 
 def choices(group: str, *, configs: Path = CONFIGS) -> list[str]:
@@ -128,6 +152,8 @@ def _refuse_chain(group: str, value: str, configs: Path) -> None:
             raise ConfigError(f"there is no {group} {link!r}{nearest(link, known)}")
         if link == "none" and whole:
             raise ConfigError(f"{group}=none stands alone, not in {group}={value}")
+        if link in filled.values():
+            raise ConfigError(f"{group}={value}: {link} stands there twice; once is enough")
         for slot in map(str, OmegaConf.load(configs / group / f"{link}.yaml").keys()):
             if slot in filled:
                 raise ConfigError(
@@ -140,11 +166,14 @@ def _refuse_chain(group: str, value: str, configs: Path) -> None:
 def _check_components(checked: Experiment) -> None:
     # Imported late: torch and MONAI take seconds, and an experiment with a misspelt key needs neither.
     from federation import models, strategies, tasks
+    from federation.fairness.layout import Layout
     from server_app import tallies
 
     strategies.build(checked)
-    task = tasks.build(checked.task)
+    task = tasks.of_experiment(checked)
     network = models.build(checked.model, task, seed=checked.seed)
+    strategies.kept_at_hospitals(checked, network)  # refuses names of layers that are not there
+    Layout.of_experiment(checked, task)
     if checked.privacy is not None:
         from federation.privacy import fit
 
@@ -182,10 +211,12 @@ def _first_line(error: Exception) -> str:
 def _known_keys(line: str) -> str:
     """`Key 'rats' is not in struct` with the nearest key of any section."""
     known = set(Experiment.model_fields)
+    word = line.split("'")[1] if line.count("'") >= 2 else ""
+    if "not in struct" in line and word in choices("harmonisation"):
+        return f"{word!r} is not chosen: add it to harmonisation=[…]"
     for field in Experiment.model_fields.values():
         for option in (field.annotation, *typing.get_args(field.annotation)):
             known |= set(getattr(option, "model_fields", {}))
-    word = line.split("'")[1] if line.count("'") >= 2 else ""
     if "not in struct" not in line:
         return line
     if word in known:

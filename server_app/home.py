@@ -6,6 +6,7 @@ identity.key      signs the roster                superexec.secret
 superlink.db      Flower's state                  runs/RUN/        see server_app/state.py
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
 lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
+sweeps/SWEEP.json see server_app/sweep.py
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class Home:
     @property
     def runs(self) -> Path:
         return self.path / "runs"
+
+    @property
+    def sweeps(self) -> Path:
+        return self.path / "sweeps"
 
     @property
     def ca_certificate(self) -> Path:

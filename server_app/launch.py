@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from federation.schema import ConfigError, Experiment
+from federation.schema import ConfigError, Experiment, nearest
 from server_app import bundle
 from server_app.control import Control, RunState, Unreachable
 from server_app.home import Home
@@ -25,6 +27,11 @@ class Launched:
     flower_run: int
 
 
+def new_name(experiment: str) -> str:
+    """What a run is called if nobody says."""
+    return f"{experiment}-{datetime.now(UTC):%Y%m%d-%H%M}-{secrets.token_hex(1)}"
+
+
 def start(home: Home, control: Control, experiment: Experiment, name: str) -> Launched:
     """Start a new run.
 
@@ -32,7 +39,7 @@ def start(home: Home, control: Control, experiment: Experiment, name: str) -> La
         ConfigError: there is such a run, the experiment asks for hospitals nobody knows, or the
             SuperLink does not answer. Nothing is left behind then.
     """
-    _check_hospitals(home, experiment)
+    check_hospitals(home, experiment)
     control.check()
     code = bundle.build()
     record = {
@@ -78,6 +85,11 @@ def resume(home: Home, control: Control, name: str) -> Launched:
     return _launch(control, folder, experiment, code)
 
 
+def attach(folder: RunFolder) -> Launched:
+    """A run under way, to follow it."""
+    return Launched(folder, int(folder.record()["flower_runs"][-1]))
+
+
 def follow(control: Control, launched: Launched, show: Callable[[RunFolder], None]) -> RunState:
     """Call `show` whenever there may be news, until the run has ended; how it ended.
 
@@ -107,6 +119,30 @@ def follow(control: Control, launched: Launched, show: Callable[[RunFolder], Non
         time.sleep(_LOOK if state == "running" else 0.1)
 
 
+def failure(folder: RunFolder, ended: RunState) -> str | None:
+    """Why a run that has ended failed; None: it is complete."""
+    status = folder.status()
+    if ended.outcome == "completed" and status["state"] == "completed":
+        return None
+    return str(status["message"] or ended.details or f"it was {ended.outcome}")
+
+
+def stop(control: Control, folder: RunFolder) -> int:
+    """End a run under way; how many rounds are kept.
+
+    Raises:
+        ConfigError: there is no such run, or it has ended already.
+    """
+    folder.experiment()
+    flower_run = int(folder.record()["flower_runs"][-1])
+    if control.run(flower_run).finished:
+        raise ConfigError(f"run {folder.name!r} has ended already: {folder.status()['state']}")
+    control.stop_run(flower_run)
+    status = folder.status()
+    folder.write_status("failed", status["round"], status["rounds"], "stopped by the coordinator")
+    return int(status["round"])
+
+
 def _died(folder: RunFolder) -> RunState:
     """The ServerApp's process ended without a word, as when it is killed."""
     status, message = folder.status(), "its process was killed"
@@ -134,12 +170,25 @@ def _finished(control: Control, flower_run: str) -> bool:
         return True
 
 
-def _check_hospitals(home: Home, experiment: Experiment) -> None:
+def check_hospitals(home: Home, experiment: Experiment) -> None:
+    """Raises ConfigError: the experiment asks for hospitals that are not on the roster, or too few."""
     known = home.roster().names()
     chosen = experiment.participation.hospitals or known
     for name in chosen:
         if name not in known:
             raise ConfigError(f"participation.hospitals: {name!r} is not on the roster: {known}")
+    left_out = experiment.evaluation.leave_out
+    if left_out is not None:
+        if left_out not in known:
+            raise ConfigError(
+                f"evaluation.leave_out: {left_out!r} is not on the roster{nearest(left_out, known)}"
+            )
+        chosen = [name for name in chosen if name != left_out]
+        if len(chosen) < experiment.participation.least:
+            raise ConfigError(
+                f"participation.least is {experiment.participation.least}, but without "
+                f"evaluation.leave_out={left_out} only {len(chosen)} train: {', '.join(chosen)}"
+            )
     secure = experiment.secure_aggregation
     if secure is not None and len(chosen) < max(secure.least, 3):
         raise ConfigError(
@@ -154,11 +203,11 @@ def _check_hospitals(home: Home, experiment: Experiment) -> None:
 
 
 def _task_record(experiment: Experiment) -> dict[str, Any]:
-    from federation import tasks
+    from federation import strategies, tasks
 
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     return {
-        "metrics": list(task.metrics),
+        "metrics": list(strategies.metric_names(experiment, task.metrics)),
         "headline": task.headline,
         "classes": list(task.classes),
     }

@@ -101,8 +101,9 @@ class RoundsTable:
             text += f", of {len(over)} hospitals together"
             text += f" ({patients} patients)" if patients else ""
             left = _left_out(row)
+            text += _worst_group(row)
             return f"{text}, left out: {left}" if left else text
-        return f"{text}, worst {low}" if value else text
+        return (f"{text}, worst {low}" if value else text) + _worst_group(row)
 
 
 def round_values(
@@ -126,6 +127,14 @@ def round_values(
     told = f"{max(spent):.2f}" if spent else told
     seconds = f"{row['seconds']:.1f}"
     return str(row["round"]), seconds, f"{moved:.1f}", told, value, low, _left_out(row)
+
+
+def _worst_group(row: dict[str, Any]) -> str:
+    """The group of patients that the model is worst for, where hospitals counted."""
+    worst = (row.get("fairness") or {}).get("worst_group")
+    if worst is None:
+        return ""
+    return f", worst group {worst['group']}: {worst['metric']} {worst['value']:.3f}"
 
 
 def _left_out(row: dict[str, Any]) -> str:
@@ -186,7 +195,7 @@ def update_bytes(experiment: Experiment, hospitals: int) -> tuple[int, int, int,
     from federation.secure_aggregation.ciphertexts import Packing
     from federation.secure_aggregation.stream import headroom
 
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     network = models.build(experiment.model, task, seed=experiment.seed)
     whole = sum(array.nbytes for array in models.arrays_of(network).values())
     if experiment.codec is None:
@@ -235,6 +244,11 @@ def cost_lines(experiment: Experiment) -> list[str]:
         lines.append(
             f"  and noisy metrics, {accounting.evaluations(experiment)} times, "
             f"σ = {privacy.metrics_noise_multiplier:g} patients"
+        )
+    if experiment.counted is not None:
+        lines.append(
+            f"  and noisy counts by group, {accounting.evaluations(experiment)} times, "
+            f"σ = {experiment.counted.noise_multiplier:g} patients"
         )
     return lines
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from federation import strategies
 from federation.figures import Summed
 from federation.messages import Arrays, Evaluated, Request, Spent, Tallied
 from federation.schema import Experiment
-from federation.strategies import Strategy
+from federation.strategies import Strategy, Turn
 from federation.tasks import Tally
-from server_app import averaging, tallies
+from server_app import averaging, counting, tallies
 from server_app.aggregation import Aggregation, Gathered
 from server_app.aggregation.plain import norm
 from server_app.descent import Descent
 from server_app.exchange import Outcome, TooFewHospitals
+from server_app.fairness import Counted
 from server_app.state import Checkpoint, RunFolder, now
+
+Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Conductor:
             averaged, whatever the strategy does to the parameters.
         hospitals: who is asked.
         tally: what noisy metrics are read from, if they are.
+        counted: how counts by group are read; None where there are none.
     """
 
     folder: RunFolder
@@ -41,6 +45,7 @@ class Conductor:
     parameters: frozenset[str]
     headline: str
     tally: Tally | None = None
+    counted: Counted | None = None
 
     def conduct(self, start: Checkpoint) -> Checkpoint:
         """All rounds after `start`, and the evaluation of the last model.
@@ -72,7 +77,7 @@ class Conductor:
             self._record_evaluation(done.round, gathered)
         kept = f"; the {done.round} rounds before it are kept" if done.round else ""
         self._require(gathered.outcomes, f"round {number}", kept)
-        model, memory = self.step(done, gathered.mean)
+        model, memory = self.step(done, gathered)
         self.folder.append_metrics(
             {
                 "kind": "round",
@@ -80,19 +85,29 @@ class Conductor:
                 "started": started,
                 "seconds": round(time.monotonic() - began, 3),
                 **({} if gathered.mean is None else {"norm": norm(gathered.mean)}),
-                "hospitals": {o.hospital: _training_row(o) for o in gathered.outcomes},
+                "hospitals": {
+                    o.hospital: _training_row(o) | self._role(o.hospital) for o in gathered.outcomes
+                },
                 **_summed_row(gathered),
             }
         )
         made = self._released(Checkpoint(number, model, memory, gathered.codec), done)
         return self.descent.settle(done, made)
 
-    def step(self, done: Checkpoint, mean: Arrays | None) -> tuple[Arrays, Arrays]:
+    def step(self, done: Checkpoint, gathered: Gathered) -> tuple[Arrays, Arrays]:
         """The strategy's, here; where hospitals hold the model, they moved it already."""
-        if mean is None:
+        if gathered.mean is None:
             return done.model, done.strategy
         memory = averaging.split(done.strategy)[0]
-        return strategies.move(self.strategy, done.model, mean, memory, self.parameters)
+        number, who = done.round + 1, gathered.in_mean
+        asked = set(self.hospitals) - {self.experiment.evaluation.leave_out}
+        turn = Turn(number, len(who) / len(asked), self.experiment.training)
+        model, after = strategies.move(
+            self.strategy, done.model, gathered.mean, memory, self.parameters, turn
+        )
+        if self.strategy.by_turn:
+            after |= counting.noted(memory, number, who)
+        return model, after
 
     def final_evaluation(self, done: Checkpoint) -> None:
         """The last model on every hospital's held-out patients; nothing is trained."""
@@ -114,6 +129,7 @@ class Conductor:
 
     def _require(self, outcomes: list[Outcome], what: str, kept: str) -> None:
         least = self.experiment.participation.least
+        outcomes = [outcome for outcome in outcomes if not self._role(outcome.hospital)]
         good = sum(outcome.is_good for outcome in outcomes)
         if good < least:
             why = ", ".join(f"{o.hospital}: {o.reason}" for o in outcomes if not o.is_good)
@@ -124,16 +140,18 @@ class Conductor:
     def _record_evaluation(self, number: int, gathered: Gathered) -> None:
         outcomes = gathered.outcomes
         good = {o.hospital: o.answer for o in outcomes if o.is_good and o.answer}
-        rows = {o.hospital: _evaluation_row(o) for o in outcomes}
+        rows = {o.hospital: _evaluation_row(o) | self._role(o.hospital) for o in outcomes}
         if gathered.summed is not None:
             summary: dict[str, Any] = self._together(gathered.summed, number)
         elif self.tally is None:
             evaluated = {name: a.evaluated for name, a in good.items() if a.evaluated}
-            summary = {"overall": overall(evaluated)}
+            summary = {"overall": overall(self._of_trainers(evaluated))}
         else:
             tallied = {name: a.tallied for name, a in good.items() if a.tallied}
             summary = self._measure(self.tally, number, tallied, rows)
         metrics = {name: rows[name]["metrics"] for name in good if "metrics" in rows[name]}
+        summary |= self._left_out(metrics)
+        metrics = self._of_trainers(metrics)
         self.folder.append_metrics(
             {
                 "kind": "evaluation",
@@ -141,9 +159,38 @@ class Conductor:
                 "time": now(),
                 "hospitals": rows,
                 **summary,
-                "worst": worst(metrics, self.headline),
+                **self._by_group(number, gathered),
+                "worst": worst(metrics, self.headline)
+                | worst(metrics, strategies.PERSONAL + self.headline),
             }
         )
+
+    def _role(self, hospital: str) -> dict[str, str]:
+        """For a hospital's row: whether it is measured and never trains."""
+        left_out = hospital == self.experiment.evaluation.leave_out
+        return {"role": "left_out"} if left_out else {}
+
+    def _of_trainers(self, figures: dict[str, Figure]) -> dict[str, Figure]:
+        """Figures by hospital without those of the one that is left out."""
+        return {name: figure for name, figure in figures.items() if not self._role(name)}
+
+    def _left_out(self, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+        name = self.experiment.evaluation.leave_out
+        if name is None:
+            return {}
+        return {"left_out": {"hospital": name, "metrics": metrics.get(name, {})}}
+
+    def _by_group(self, number: int, gathered: Gathered) -> dict[str, Any]:
+        """How good the model is by group of patients, where hospitals counted."""
+        if self.counted is None:
+            return {}
+        if gathered.summed is not None:
+            found = self.counted.of_sum(gathered.summed, number)
+        else:
+            answers = {o.hospital: o.answer for o in gathered.outcomes if o.is_good and o.answer}
+            counts = {name: a.counts for name, a in answers.items() if a.counts is not None}
+            found = self.counted.of_each(self._of_trainers(counts), number)
+        return {} if found is None else {"fairness": found}
 
     def _together(self, summed: Summed, number: int) -> dict[str, Any]:
         """Metrics of a sum that cannot be taken apart."""
@@ -167,10 +214,8 @@ class Conductor:
             metrics, intervals = tallies.measure(tally, one, *seed, place)
             rows[name] |= {"metrics": metrics, "intervals": intervals}
         metrics, intervals = {}, {}
-        if tallied:
-            metrics, intervals = tallies.measure(
-                tally, tallies.total(list(tallied.values())), *seed, 0
-            )
+        if summed := list(self._of_trainers(tallied).values()):
+            metrics, intervals = tallies.measure(tally, tallies.total(summed), *seed, 0)
         return {"overall": metrics, "overall_intervals": intervals}
 
 

@@ -1,4 +1,4 @@
-"""A trained model as the coordinator hands it over: the folder of a run."""
+"""A trained model as the coordinator hands it over, the folder of a run, with what stayed here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from client_app.local_part import kept_here
 from client_app.private_file import printable
-from federation import models, tasks
+from federation import models, strategies, tasks, wire
 from federation.schema import ConfigError, Experiment
 from federation.tasks import Task
 
@@ -29,6 +30,7 @@ class Model:
     run: the run's name.
     round: after how many rounds; none where the weights do not say.
     sha256: of the file with the weights.
+    own: SHA-256 of the layers, or of the model, that are this hospital's own; None: all is global.
     network: in evaluation mode, on its device.
     """
 
@@ -39,6 +41,7 @@ class Model:
     task: Task
     network: nn.Module = field(repr=False)
     device: torch.device
+    own: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """What tells this model from every other one, for whoever reads an answer of it."""
@@ -48,25 +51,31 @@ class Model:
             "round": self.round,
             "model": self.experiment.model.name,
             "model_sha256": self.sha256,
+            "weights": "global" if self.own is None else "personal",
+            **({} if self.own is None else {"personal_sha256": self.own}),
             "experiment": self.experiment.name,
             "experiment_sha256": self.experiment.sha256(),
         }
 
 
-def read_model(path: Path, device: torch.device) -> Model:
+def read_model(path: Path, device: torch.device, *, state: Path | None = None) -> Model:
     """The model of a run's folder, or of the folder in which a file lies.
 
     Weights are safetensors, read with a bound on their size and without pickle.
 
+    Args:
+        state: of the hospital whose own layers, or whose own model, is meant; None: the global model.
+
     Raises:
-        ConfigError: no run there, an experiment that is not the one of the run, or weights that are
-            damaged, not finite, or of another model than the experiment's.
+        ConfigError: no run there, an experiment that is not the one of the run, weights that are
+            damaged, not finite, or of another model than the experiment's; or what is the hospital's
+            own is wanted and not here, or needed and not wanted.
     """
     folder = path.parent if path.is_file() else path
     if not (folder / EXPERIMENT).is_file():
         raise ConfigError(f"there is no run in {folder}: it needs {EXPERIMENT} and {WEIGHTS}")
     experiment = _experiment(folder)
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     network = models.build(experiment.model, task, seed=experiment.seed)
     weights = folder / WEIGHTS
     content = _weights(weights, network)
@@ -88,6 +97,7 @@ def read_model(path: Path, device: torch.device) -> Model:
         ) from None
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ConfigError(f"{weights} holds values that are not finite")
+    own = _overlay(network, experiment, _run(folder), state)
     return Model(
         run=folder.resolve().name,
         round=_round(content),
@@ -96,7 +106,44 @@ def read_model(path: Path, device: torch.device) -> Model:
         task=task,
         network=network.to(device).eval(),
         device=device,
+        own=own,
     )
+
+
+def _overlay(
+    network: nn.Module, experiment: Experiment, run: str, state: Path | None
+) -> str | None:
+    """Put what is this hospital's own into the network; its SHA-256."""
+    how, name = f"strategy={experiment.strategy.name}", printable(run)
+    layers = strategies.kept_at_hospitals(experiment, network)
+    if state is None:
+        if layers:
+            raise ConfigError(
+                f"the global model of {name} is not whole: with {how} each hospital trains and keeps "
+                "layers of its own; at a hospital of the run predict with --model personal --site SITE"
+            )
+        return None
+    if not layers and not strategies.has_personal_models(experiment):
+        raise ConfigError(f"{how} of {name} trains no personal model: predict with --model global")
+    kept = kept_here(state, run, experiment, network)
+    if kept is None:
+        raise ConfigError(
+            f"no personal model of {name} is in {state}: it is where the hospital trained in just this "
+            "run, under the run's name"
+        )
+    into = models.state_of(network)
+    for key, array in kept.items():
+        into[key].copy_(torch.from_numpy(array))
+    return hashlib.sha256(wire.pack(kept)).hexdigest()
+
+
+def _run(folder: Path) -> str:
+    """The run's name as its record says it, or else the folder's."""
+    try:
+        named = json.loads(_text(folder / RECORD)).get("run")
+    except (ConfigError, ValueError, AttributeError):
+        named = None
+    return named if isinstance(named, str) else folder.resolve().name
 
 
 def _experiment(folder: Path) -> Experiment:

@@ -32,13 +32,17 @@ def run(
     force: bool,
     device: str,
     console: Console,
+    state: Path | None = None,
 ) -> None:
     """Read model and images, answer, write, and show what was said.
+
+    Args:
+        state: as `read_model` has it.
 
     Raises:
         ConfigError: see `read_model`, `find_sources` and `predict`.
     """
-    model = read_model(path, pick_device(device))
+    model = read_model(path, pick_device(device), state=state)
     sources = find_sources(series, model.task, site)
     with Progress(console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(f"predicting {model.task.name}", total=len(sources.images))
@@ -61,7 +65,8 @@ def _show(
     after = f" after round {model.round}" if model.round is not None else ""
     table = Table(
         title=f"{model.task.name}, run {escape(printable(model.run))}{after}, "
-        f"model {model.sha256[:12]}",
+        f"model {model.sha256[:12]}"
+        + (f" with this hospital's own {model.own[:12]}" if model.own is not None else ""),
         box=SIMPLE,
         title_justify="left",
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from client_app.imaging.image import Case
 from client_app.training.feed import Items, batches
+from client_app.training.local import Correction
 from federation.schema import Training
 from federation.tasks import Prediction, Task, seeded
 
@@ -39,6 +40,7 @@ def train(
     seed: int,
     learning_rate: float,
     workers: int = 0,
+    correct: Correction | None = None,
 ) -> Trained:
     """Train `network` in place, on `device`, for exactly `training.local_steps` steps.
 
@@ -49,6 +51,7 @@ def train(
     Args:
         learning_rate: of this round; `training.learning_rate` is the first round's.
         workers: processes that make batches ahead; with none they are made here, one at a time.
+        correct: what a strategy adds to each gradient, after clipping.
 
     Raises:
         NonFiniteLoss: some step's loss was NaN or infinite.
@@ -87,9 +90,12 @@ def train(
                 loss = loss + training.proximal_mu / 2 * squared_distance(parameters, start)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(scaler.scale(loss))
-            if training.gradient_clipping_norm is not None:
+            if training.gradient_clipping_norm is not None or correct is not None:
                 scaler.unscale_(optimizer)
+            if training.gradient_clipping_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, training.gradient_clipping_norm)
+            if correct is not None:
+                add_corrections(network, correct)
             scaler.step(optimizer)
             scaler.update()
             if device.type == "cpu":  # on a GPU each look would wait for it: once, at the end
@@ -148,20 +154,44 @@ def evaluate(
     *,
     device: torch.device,
 ) -> dict[str, float]:
-    """The task's metrics on `items`, which are the loaded `cases` in the same order.
+    """The task's metrics on `items`: `metrics_of` the `predictions`."""
+    return metrics_of(predictions(network, task, cases, items, device=device), task)
 
-    Each value is finite and its name is one of `task.metrics`; what cannot be computed is left out.
+
+def predictions(
+    network: nn.Module,
+    task: Task,
+    cases: Sequence[Case],
+    items: Items,
+    *,
+    device: torch.device,
+) -> list[Prediction]:
+    """The network's answers on `items`, which are the loaded `cases` in the same order.
+
     Single precision on every device. The network is left in the mode it was in.
     """
     with predicting(network, device):
-        predictions = [
+        return [
             predict(network, task, case, items[index], device)
             for index, case in zip(range(len(items)), cases, strict=True)
         ]
+
+
+def metrics_of(predictions: Sequence[Prediction], task: Task) -> dict[str, float]:
+    """The task's metrics, finite and named in `task.metrics`; what cannot be computed is left out."""
+    with torch.inference_mode():
         measured = task.measure(predictions)
     return {
         name: measured[name] for name in task.metrics if math.isfinite(measured.get(name, math.nan))
     }
+
+
+@torch.no_grad()
+def add_corrections(network: nn.Module, correct: Correction) -> None:
+    """A strategy's part of each gradient; a parameter without a gradient is not trained now."""
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            parameter.grad += correct(name, parameter)
 
 
 def squared_distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from client_app.training.feed import Batch, Draw, Items, batches_of, out_of_memory
+from client_app.training.local import Correction
 from client_app.training.loop import (
+    add_corrections,
     channels_last,
     half_precision,
     make_optimizer,
@@ -78,6 +80,7 @@ def train(
     public_size: int,
     workers: int = 0,
     csprng: Csprng | None = None,
+    correct: Correction | None = None,
 ) -> Done:
     """Train `network` in place, on `device`, for exactly `training.local_steps` steps.
 
@@ -92,6 +95,8 @@ def train(
             `privacy.sampling_rate` times it, never by how many were drawn.
         workers: processes that make batches ahead; with none they are made here, one at a time.
         csprng: None: one with a key of its own.
+        correct: what a strategy adds to each noised gradient; it may know of the patients only what had
+            noise already.
 
     Raises:
         ConfigError: the noise was not found yet, or the engine does not suit the network.
@@ -144,6 +149,8 @@ def train(
                 if training.proximal_mu:
                     gradient.add_(parameter.detach() - origin, alpha=training.proximal_mu)
                 parameter.grad = gradient
+            if correct is not None:
+                add_corrections(network, correct)
             optimizer.step()
             optimizer.zero_grad()
     if not all(map(torch.equal, before, network.buffers())):

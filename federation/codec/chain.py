@@ -135,6 +135,7 @@ class Chain:
         *,
         round: int,
         seed: int,
+        bound: float | None = None,
     ) -> Encoded:
         """An update, local minus global model, ready to be summed or sent.
 
@@ -142,6 +143,8 @@ class Chain:
             residual: what the last `Encoded` had; None before there is one. Not used, and None again,
                 without error feedback.
             seed: the hospital's own, of the stochastic rounding.
+            bound: L2 norm over parameters of what is sent, before it is rounded. If that is longer,
+                parameters are shortened, and what is cut off is not sent later either.
 
         Raises:
             WireError: names, shapes or numbers that an update of this network cannot have.
@@ -154,11 +157,10 @@ class Chain:
             whole += residual
         if not np.isfinite(whole).all():
             raise WireError(Reason.NOT_FINITE)
-        moving = stages.exchange.project(whole, round=round)
-        positions = stages.positions(round, moving)
-        chosen = moving if positions is None else moving[positions]
-        if not feedback:
-            chosen = stages.unbiased(chosen)
+        moving, positions, chosen = self._chosen(whole, round)
+        if bound is not None and (norm := self._norm(chosen, positions)) > bound:
+            self._shorten(whole, bound / norm)
+            moving, positions, chosen = self._chosen(whole, round)
         source = np.random.Generator(np.random.PCG64(seed))
         bits = self.bits(round=round)
         values = np.empty(len(chosen), np.int32)
@@ -271,6 +273,36 @@ class Chain:
                 flat[at : at + update[name].size] = update[name].reshape(-1)
                 at += update[name].size
         return flat
+
+    def _chosen(
+        self, whole: NDArray[np.float32], round: int
+    ) -> tuple[NDArray[np.float32], Positions, NDArray[np.float32]]:
+        """The travelling vector, which of it is sent, and that, not yet rounded."""
+        moving = self.stages.exchange.project(whole, round=round)
+        positions = self.stages.positions(round, moving)
+        chosen = moving if positions is None else moving[positions]
+        if not self.codec.error_feedback:
+            chosen = self.stages.unbiased(chosen)
+        return moving, positions, chosen
+
+    def _norm(self, chosen: NDArray[np.float32], positions: Positions) -> float:
+        """L2 norm of the update that `chosen` stands for, over parameters: adapters keep lengths."""
+        parts = zip(self.stages.exchange.segments, self.stages.bounds(positions), strict=True)
+        squares = (
+            float(np.sum(np.square(chosen[first:last], dtype=np.float64)))
+            for segment, (first, last) in parts
+            if not segment.buffer
+        )
+        return math.sqrt(math.fsum(squares))
+
+    def _shorten(self, whole: NDArray[np.float32], factor: float) -> None:
+        """Scale the parameters among the exchanged arrays, in place."""
+        at = 0
+        for segment in self.stages.exchange.segments:
+            size = math.prod(self.stages.exchange.shapes[segment.name])
+            if not segment.buffer:
+                whole[at : at + size] *= np.float32(factor)
+            at += size
 
     def _votes(
         self, values: NDArray[np.float32], positions: Positions, scales_: Scales, round: int

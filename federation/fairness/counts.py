@@ -22,6 +22,8 @@ from federation.fairness.layout import Layout
 
 Ints = NDArray[np.int64]
 
+CASES_A_PATIENT = 1  # counted with noise: more would need as much more of it
+
 
 def count(cases: Cases | None, layout: Layout) -> Ints:
     """A hospital's vector (size,); zeros for None, which is what may leave of too few patients."""
@@ -102,6 +104,19 @@ def sensitivity(layout: Layout, cases_per_patient: int) -> Sensitivity:
         l1=each * cases_per_patient,
         l2=cases_per_patient * math.sqrt(each),
     )
+
+
+def noise(layout: Layout) -> float:
+    """Standard deviation of the noise on each integer under patient-level privacy.
+
+    That of `CASES_A_PATIENT` cases of a patient: one Gaussian mechanism of `Fairness.noise_multiplier`.
+
+    Raises:
+        ValueError: the experiment names no noise.
+    """
+    if layout.options.noise_multiplier is None:
+        raise ValueError("counts leave with noise alone, and fairness.noise_multiplier is null")
+    return layout.options.noise_multiplier * sensitivity(layout, CASES_A_PATIENT).l2
 
 
 def nonnegative(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,13 +18,15 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.fairness.options import AGES, Options
-from federation.schema import ConfigError
-from federation.tasks import Task
+from federation.schema import AGES, ConfigError, Experiment, Fairness
+
+if TYPE_CHECKING:  # the report names groups without torch
+    from federation.tasks import Task
 
 UNKNOWN = "unknown"
 WITHHELD = "withheld"
@@ -37,7 +39,8 @@ _LISTS: dict[str, tuple[str, ...]] = {
     "view": ("cc", "mlo", "ml", "lm", "pa", "ap", "lateral", OTHER),
     "breast_density": ("a", "b", "c", "d"),
 }
-_MOST_CELLS = 1 << 20  # 8 MB a hospital and round
+_MOST_CELLS = 1 << 18  # 2 MB a hospital and round: what a letter of a secure sum may hold
+_MOST_CASES = 1 << 40  # in a cell, of all hospitals: sums of them do not overflow
 _FURTHEST = 8.0  # log odds, see `score_edges`
 _UNDEFINED, _UNANSWERED = "undefined", "unanswered"
 
@@ -90,7 +93,7 @@ class Layout:
         edges: ascending, one more than bins: probabilities, or Dice.
     """
 
-    options: Options
+    options: Fairness
     attributes: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
     kind: str
@@ -98,7 +101,7 @@ class Layout:
     edges: NDArray[np.float64] = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, options: Options, task: Task) -> Layout:
+    def of(cls, options: Fairness, task: Task) -> Layout:
         """An experiment's.
 
         Raises:
@@ -113,7 +116,7 @@ class Layout:
         layout = cls(
             options=options,
             attributes=options.attributes,
-            words=tuple((*_words(name, options), UNKNOWN, WITHHELD) for name in options.attributes),
+            words=tuple((*listed(name, options), UNKNOWN, WITHHELD) for name in options.attributes),
             kind=task.kind,
             channels=channels,
             edges=edges,
@@ -124,6 +127,11 @@ class Layout:
                 "fewer attributes or manufacturers, set pairs=false or take fewer bins"
             )
         return layout
+
+    @classmethod
+    def of_experiment(cls, experiment: Experiment, task: Task) -> Layout | None:
+        """Of the counts that leave hospitals; None where none do. Raises as `of`."""
+        return None if experiment.counted is None else cls.of(experiment.counted, task)
 
     @property
     def bins(self) -> int:
@@ -178,6 +186,20 @@ class Layout:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    def adds_up(self, vector: NDArray[np.int64]) -> bool:
+        """Whether cases could have been counted so, without noise.
+
+        No count is negative, each table divides the same cases, and so does each channel.
+        """
+        if vector.shape != (self.size,) or (vector < 0).any() or (vector > _MOST_CASES).any():
+            return False
+        counts = vector.reshape(self.shape)
+        every = counts[0]
+        tables = (counts[t.first : t.first + t.size].sum(axis=0) for t in self.tables)
+        return all((table == every).all() for table in tables) and (
+            len(set(every.sum(axis=(1, 2)).tolist())) <= 1
+        )
+
     def word(self, attribute: str, said: object) -> int:
         """Position of a word in its attribute's list; what is on no list has no other place to show."""
         words = self.words[self.attributes.index(attribute)]
@@ -207,7 +229,8 @@ def score_edges(bins: int) -> NDArray[np.float64]:
     return np.concatenate([[0.0], below, [0.5], 1 - below[::-1], [1.0]])
 
 
-def _words(attribute: str, options: Options) -> tuple[str, ...]:
+def listed(attribute: str, options: Fairness) -> tuple[str, ...]:
+    """The words of an attribute that have a cell, but for `unknown` and `withheld`."""
     if attribute == "age_band":
         starts = (0, *options.age_cuts)
         ends = (*(f"-{cut - 1}" for cut in options.age_cuts), "+")

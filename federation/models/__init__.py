@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from federation import registry
 from federation.messages import Arrays
@@ -33,3 +33,8 @@ def build(component: Component, task: Task, *, seed: int) -> nn.Module:
 def arrays_of(network: nn.Module) -> Arrays:
     """All that a model is, on the CPU: parameters and buffers. They share the network's memory there."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """The same on the processor where it is: detached, so writing into one changes the network."""
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}

@@ -101,11 +101,18 @@ def of_training(privacy: PatientDP, training: Training) -> Mechanism:
     return Mechanism(privacy.noise_multiplier, privacy.sampling_rate, training.local_steps)
 
 
-def of_evaluation(privacy: PatientDP) -> list[Mechanism]:
-    """One evaluation: noisy sums over all held-out patients, or nothing that is to be paid."""
-    if privacy.metrics != "noisy":
+def of_evaluation(experiment: Experiment) -> list[Mechanism]:
+    """One evaluation: noisy sums over all held-out patients, and noisy counts by group.
+
+    Whichever of the two the experiment has; nothing is to be paid without privacy.
+    """
+    privacy, counted = experiment.privacy, experiment.counted
+    if privacy is None:
         return []
-    return [Mechanism(privacy.metrics_noise_multiplier, 1.0, 1)]
+    noises = [privacy.metrics_noise_multiplier] if privacy.metrics == "noisy" else []
+    if counted is not None and counted.noise_multiplier is not None:
+        noises.append(counted.noise_multiplier)
+    return [Mechanism(noise, 1.0, 1) for noise in noises]
 
 
 def of_run(experiment: Experiment) -> list[Mechanism]:
@@ -120,7 +127,7 @@ def of_run(experiment: Experiment) -> list[Mechanism]:
     every_round = Mechanism(
         training.noise_multiplier, training.sampling_rate, training.steps * experiment.rounds
     )
-    return [every_round, *(of_evaluation(experiment.privacy) * evaluations(experiment))]
+    return [every_round, *(of_evaluation(experiment) * evaluations(experiment))]
 
 
 def evaluations(experiment: Experiment) -> int:
@@ -153,7 +160,8 @@ def with_noise(experiment: Experiment) -> Experiment:
     if excess(high) > 0:
         raise ConfigError(
             f"privacy.epsilon={target:g} cannot be kept by any noise: the metrics alone cost more; "
-            "raise privacy.metrics_noise_multiplier or evaluation.every, or use privacy.metrics=none"
+            "raise privacy.metrics_noise_multiplier, fairness.noise_multiplier or evaluation.every, or "
+            "use privacy.metrics=none"
         )
     if excess(low) <= 0:
         return noised(_LEAST_NOISE)

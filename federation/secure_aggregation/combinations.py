@@ -28,16 +28,20 @@ def require_summable(experiment: Experiment, chain: Chain | None) -> Chain:
             f"{how} cannot add up what {chain.unshared} sends, since its numbers do not mean the same "
             "at all hospitals: choose codec=int16, int8 or int4, with rand_k or adapters before it"
         )
-    if strategies.needs_single_updates(experiment):
+    if (
+        strategies.needs_single_updates(experiment)
+        and strategies.bound_at_hospitals(experiment) is None
+    ):
         raise ConfigError(
             f"strategy={experiment.strategy.name} looks at single updates, which {how} keeps from the "
-            "coordinator: choose a strategy that needs their mean alone, such as fedavg, or "
+            "coordinator: choose a strategy that needs their mean alone, such as fedavg, or norm_bound "
+            "with strategy.bound=NUMBER, to which hospitals keep by themselves, or "
             "secure_aggregation=none"
         )
-    if experiment.participation.largest_update_norm is not None:
+    if experiment.evaluation.leave_out is not None:
         raise ConfigError(
-            f"participation.largest_update_norm looks at single updates, which {how} keeps from the "
-            "coordinator: leave it null"
+            f"evaluation.leave_out asks one hospital for its figures, and {how} tells sums of at least "
+            f"{max(secure.least, 3)}: leave it null, or choose secure_aggregation=none"
         )
     if secure.name == "ckks":
         _require_encryptable(experiment, how)
@@ -61,6 +65,11 @@ def _require_encryptable(experiment: Experiment, how: str) -> None:
         raise ConfigError(
             f"privacy.ema averages the models of the rounds, which {how} keeps from the coordinator: "
             "set privacy.ema=0"
+        )
+    if strategies.moves_by_turn(experiment):
+        raise ConfigError(
+            f"strategy={experiment.strategy.name} counts at the coordinator who takes part, and {how} "
+            "has the hospitals move the model: choose secure_aggregation=masks, or strategy=fedavg"
         )
     if find_spec("tenseal") is None:
         raise ConfigError(

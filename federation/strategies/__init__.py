@@ -7,8 +7,16 @@ A rule is arithmetic on arrays and knows no network. Its file offers `Options` (
 where all three are dicts of float arrays with the model's parameter names, `update` is the weighted
 mean of local minus global parameters, and `state` is what the rule remembers between rounds: empty
 before the first, any arrays afterwards (saved with the run, so a resumed run goes on exactly).
-`check(experiment)` may refuse an experiment the rule cannot serve. Adding a rule is adding its file and
-`configs/strategy/NAME.yaml`.
+`check(experiment)` may refuse an experiment the rule cannot serve. Beside these it may offer
+
+    begin(options, model) -> state           before the first round, in place of nothing
+    keeps(options, network) -> names         arrays that stay at the hospital and are never sent
+    PERSONAL = True                          hospitals have a model of their own beside the global one
+    BY_TURN = True                           `step` has a fifth argument, the `Turn`
+
+What of the state is named `down/PARAMETER` travels to the hospitals with the model. The part of a rule
+that only hospitals can do is in `client_app.training.local`, in a file of the same name. Adding a rule
+is adding its file (or both) and `configs/strategy/NAME.yaml`.
 
 A rule that has to look at each hospital's update, or at its figures, says `SINGLE_UPDATES = True`, and
 is refused where nobody can. In place of the weighted mean it offers
@@ -22,23 +30,24 @@ which `step` then gets as the mean, and says with it, where they hold,
     PREFERS = ("loss_before",)    figures that make it exact
     ONE_VOTE = True          it does not weigh hospitals by what they say of their size
     BY_COORDINATE = True     it compares the same coordinate of all hospitals
+    AT_HOSPITALS = "bound"   with this option, a norm, hospitals do its part where sums are secret
     remember(options, weights, told) -> memory    arrays by hospital, `told.memory` in the next round
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from federation import registry
 from federation.codec import sparsify
 from federation.messages import Arrays, Trained
-from federation.schema import ConfigError, Experiment
+from federation.schema import ConfigError, Experiment, Training
 from federation.strategies._single_updates import (
     NotCombined,
     Told,
@@ -47,19 +56,58 @@ from federation.strategies._single_updates import (
     weighted_sum,
 )
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = [
+    "DOWN",
+    "PERSONAL",
     "NotCombined",
     "Strategy",
     "Told",
+    "Turn",
     "Updates",
     "Weights",
+    "begin",
+    "bound_at_hospitals",
     "build",
     "combine",
     "figures_for",
+    "has_personal_models",
+    "kept_at_hospitals",
+    "metric_names",
     "move",
+    "moves_by_turn",
     "needs_single_updates",
+    "options",
+    "sent_down",
     "weighted_sum",
 ]
+
+
+DOWN = "down/"
+PERSONAL = "personal_"  # before the metrics of a hospital's own model
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a step may have to know of its round.
+
+    Attributes:
+        number: counted from 1.
+        share: |S| / N: the part of the hospitals asked whose updates are in the mean.
+        training: as the experiment asks for it.
+    """
+
+    number: int
+    share: float
+    training: Training
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the hospitals' optimisers in this round."""
+        training = self.training
+        return float(training.learning_rate * training.learning_rate_decay ** (self.number - 1))
 
 
 @dataclass(frozen=True)
@@ -73,10 +121,11 @@ class Strategy:
     """
 
     name: str
-    step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+    step: Callable[..., tuple[Arrays, Arrays]]
     combine: Callable[[Updates, Weights, Told], Arrays] | None = None
     remember: Callable[[Weights, Told], Arrays] | None = None
     least: int = 1
+    by_turn: bool = False
 
 
 def combine(
@@ -119,7 +168,12 @@ def _finite(arrays: Arrays) -> bool:
 
 
 def move(
-    strategy: Strategy, model: Arrays, mean: Arrays, memory: Arrays, parameters: frozenset[str]
+    strategy: Strategy,
+    model: Arrays,
+    mean: Arrays,
+    memory: Arrays,
+    parameters: frozenset[str],
+    turn: Turn | None = None,
 ) -> tuple[Arrays, Arrays]:
     """The strategy on the parameters; the mean on everything else, integers kept integers.
 
@@ -127,9 +181,11 @@ def move(
         mean: of the hospitals' updates, for all of the model's arrays.
         memory: what the strategy remembers.
         parameters: names of the trainable arrays.
+        turn: strategies that are `by_turn` cannot do without.
     """
     own = {name: model[name] for name in model if name in parameters}
-    stepped, after = strategy.step(own, {name: mean[name] for name in own}, memory)
+    more = (turn,) if strategy.by_turn else ()
+    stepped, after = strategy.step(own, {name: mean[name] for name in own}, memory, *more)
     moved: Arrays = {}
     for name, array in model.items():
         value = stepped[name] if name in stepped else array + mean[name]
@@ -139,10 +195,61 @@ def move(
     return moved, {name: np.asarray(array) for name, array in after.items()}
 
 
+def begin(experiment: Experiment, model: Arrays, parameters: frozenset[str]) -> Arrays:
+    """What the strategy remembers before the first round; empty for most."""
+    module, chosen = registry.find(sys.modules[__name__], experiment.strategy)
+    if not hasattr(module, "begin"):
+        return {}
+    own = {name: array for name, array in model.items() if name in parameters}
+    memory: Arrays = module.begin(chosen, own)
+    return memory
+
+
+def sent_down(memory: Arrays) -> Arrays:
+    """What of a strategy's memory travels to the hospitals with the model."""
+    return {name: array for name, array in memory.items() if name.startswith(DOWN)}
+
+
+def moves_by_turn(experiment: Experiment) -> bool:
+    """Whether a step has to know of its round more than the mean update."""
+    module, _ = registry.find(sys.modules[__name__], experiment.strategy)
+    return bool(getattr(module, "BY_TURN", False))
+
+
+def kept_at_hospitals(experiment: Experiment, network: nn.Module) -> frozenset[str]:
+    """Names of the model's arrays that never leave a hospital; empty for most strategies."""
+    module, chosen = registry.find(sys.modules[__name__], experiment.strategy)
+    return frozenset(module.keeps(chosen, network)) if hasattr(module, "keeps") else frozenset()
+
+
+def has_personal_models(experiment: Experiment) -> bool:
+    """Whether each hospital has a model of its own beside the global one."""
+    module, _ = registry.find(sys.modules[__name__], experiment.strategy)
+    return bool(getattr(module, "PERSONAL", False))
+
+
+def metric_names(experiment: Experiment, task_metrics: Sequence[str]) -> tuple[str, ...]:
+    """What hospitals measure: the task's metrics, and the same of their own models, if they have any."""
+    personal = has_personal_models(experiment)
+    return (*task_metrics, *(PERSONAL + name for name in task_metrics if personal))
+
+
+def options(experiment: Experiment) -> Any:
+    """The strategy's own options, checked."""
+    return registry.find(sys.modules[__name__], experiment.strategy)[1]
+
+
 def needs_single_updates(experiment: Experiment) -> bool:
     """Whether the rule works on the hospitals' updates one by one, not on their mean."""
     module, _ = registry.find(sys.modules[__name__], experiment.strategy)
     return bool(getattr(module, "SINGLE_UPDATES", False))
+
+
+def bound_at_hospitals(experiment: Experiment) -> float | None:
+    """The L2 norm to which each hospital shortens its update by itself under a secure sum."""
+    module, chosen = registry.find(sys.modules[__name__], experiment.strategy)
+    option = getattr(module, "AT_HOSPITALS", None)
+    return None if option is None else getattr(chosen, option)
 
 
 def figures_for(experiment: Experiment) -> frozenset[str]:
@@ -157,20 +264,22 @@ def build(experiment: Experiment) -> Strategy:
     Raises:
         federation.schema.ConfigError: unknown name or option, or an experiment the rule refuses.
     """
-    module, options = registry.find(sys.modules[__name__], experiment.strategy)
+    module, chosen = registry.find(sys.modules[__name__], experiment.strategy)
     if hasattr(module, "check"):
         module.check(experiment)
-    name, step = experiment.strategy.name, partial(module.step, options)
+    name, step = experiment.strategy.name, partial(module.step, chosen)
+    by_turn = bool(getattr(module, "BY_TURN", False))
     if not getattr(module, "SINGLE_UPDATES", False):
-        return Strategy(name, step)
-    least: int = module.least(options) if hasattr(module, "least") else 1
+        return Strategy(name, step, by_turn=by_turn)
+    least: int = module.least(chosen) if hasattr(module, "least") else 1
     _require_its_needs(experiment, module, least)
     return Strategy(
         name,
         step,
-        partial(module.combine, options),
-        partial(module.remember, options) if hasattr(module, "remember") else None,
+        partial(module.combine, chosen),
+        partial(module.remember, chosen) if hasattr(module, "remember") else None,
         least,
+        by_turn,
     )
 
 

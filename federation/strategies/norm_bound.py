@@ -7,6 +7,10 @@ its share. With `participation.weighting=examples` its share is what it says of 
 
 The norm is over parameters. Running statistics and counters, whose units are other ones, are the
 coordinate median of all hospitals'. With a bound above all norms the parameters are FedAvg's.
+
+Under a secure sum nobody sees a norm. With an explicit `bound` each hospital shortens its own update
+(`client_app.norm_bound`) and the sum is of these; statistics are averaged. That binds hospitals with
+honest software and bad data, not those that changed their code.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from federation.strategies.fedavg import step
 __all__ = ["Options", "combine", "least", "step"]
 
 SINGLE_UPDATES = True
+AT_HOSPITALS = "bound"
 
 
 class Options(fedavg.Options):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from federation import registry
-from federation.schema import Component
+from federation.schema import Component, Experiment
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,10 @@ class Task:
             over them, so that a sample is a function of seed and step.
         loss: (logits, target batch) to a scalar.
         infer: (network, image batch) to logits; sliding windows where images are larger than patches.
-        outcome: (logits, target) of one case to what `measure` needs of it, a small tensor.
+        outcome: (logits, target) of one case to what `measure` needs of it, a small tensor. A
+            classification's are its logits. A segmentation's begin with the Dice of each structure, NaN
+            where there is none, and end with the loss, which is finite where the logits are: fairness
+            is counted from these (`federation.fairness.cases`).
         measure: predictions on held-out cases to metrics, each a finite float. A metric that cannot
             be computed (one class only) is left out.
         metrics: all names that `measure` may give: the only ones that may leave a hospital.
@@ -114,6 +117,8 @@ class Task:
         label_by: what a row of the table of labels speaks of beside the patient: `laterality` tells
             the two breasts apart where the table has such a column.
         tally: how its metrics come from sums; a task without one has no noisy metrics.
+        grey: where the values of tissue lie after `load`, which `augment`'s strengths are made for; of
+            standard deviation 1, two of these about the mean.
     """
 
     name: str
@@ -136,6 +141,7 @@ class Task:
     label_by: tuple[str, ...] = ()
     place: Callable[[MetaTensor], MetaTensor] | None = None
     tally: Tally | None = None
+    grey: tuple[float, float] = (-2.0, 2.0)
 
 
 def build(component: Component) -> Task:
@@ -147,6 +153,18 @@ def build(component: Component) -> Task:
     module, options = registry.find(sys.modules[__name__], component)
     task: Task = module.build(options)
     return task
+
+
+def of_experiment(experiment: Experiment) -> Task:
+    """The experiment's task on images harmonised as the experiment says.
+
+    Raises:
+        federation.schema.ConfigError: unknown name or option, or a harmonisation that the task has no
+            use for.
+    """
+    from federation import harmonisation  # which builds on this package
+
+    return harmonisation.applied(build(experiment.task), experiment.harmonisation)
 
 
 def seeded(*parts: object) -> torch.Generator:

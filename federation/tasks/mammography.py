@@ -8,7 +8,7 @@ of the breasts', as in McKinney et al. 2020 (doi:10.1038/s41586-019-1799-6) and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -105,6 +105,7 @@ def build(options: Options) -> Task:
         synonyms=SYNONYMS,
         label_by=("laterality",),
         tally=Tally(_tallies.HISTOGRAM, _count, _measure_sums),
+        grey=(0.0, 1.0),
     )
 
 
@@ -176,14 +177,17 @@ def _random(options: Options) -> Compose:
     edges = [options.translation * edge for edge in options.size]
     return Compose(
         [
-            RandAffined(
-                "image",
-                prob=0.8,
-                rotate_range=options.rotation,
-                translate_range=edges,
-                scale_range=[options.scaling, options.scaling],
-                mode="bilinear",
-                padding_mode="zeros",
+            partial(
+                _in_air,
+                move=RandAffined(
+                    "image",
+                    prob=0.8,
+                    rotate_range=options.rotation,
+                    translate_range=edges,
+                    scale_range=[options.scaling, options.scaling],
+                    mode="bilinear",
+                    padding_mode="zeros",
+                ),
             ),
             RandFlipd("image", prob=0.5, spatial_axis=0),
             RandAdjustContrastd("image", prob=0.5, gamma=(0.7, 1.5)),
@@ -191,6 +195,15 @@ def _random(options: Options) -> Compose:
             EnsureTyped("image", dtype=torch.float32, track_meta=False),
         ]
     )
+
+
+def _in_air(
+    sample: dict[str, Any], *, move: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What comes in from beyond the edges is air, the darkest value, which harmonisation may move."""
+    air = sample["image"].min()
+    moved = move({**sample, "image": sample["image"] - air})
+    return {**moved, "image": moved["image"] + air}
 
 
 def _measure(predictions: Sequence[Prediction]) -> dict[str, float]:

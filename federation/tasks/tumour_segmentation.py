@@ -100,6 +100,7 @@ def build(options: Options) -> Task:
         structures=STRUCTURES,
         place=partial(_place, options=options),
         tally=Tally(2 * len(TALLIED), _count, _measure_sums),
+        grey=(0.0, 1.0) if options.modality == "ct" else (-2.0, 2.0),
     )
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from federation import models
+from federation import models, strategies
 from federation.codec import chain
+from federation.fairness.layout import Layout
 from federation.figures import Figures
 from federation.messages import Expected, Shape
 from federation.schema import Experiment
@@ -31,7 +32,8 @@ def untrained(experiment: Experiment, network: nn.Module) -> Checkpoint:
     if _at_home(experiment):
         return Checkpoint(0, {}, {})
     fresh = {name: array.copy() for name, array in models.arrays_of(network).items()}
-    return Checkpoint(0, fresh, {})
+    parameters = frozenset(name for name, _ in network.named_parameters())
+    return Checkpoint(0, fresh, strategies.begin(experiment, fresh, parameters))
 
 
 def descent_of(experiment: Experiment) -> Descent:
@@ -53,9 +55,10 @@ def build(experiment: Experiment, courier: Courier, network: nn.Module, task: Ta
     figures = Figures.of(experiment, task)
     expected = Expected(
         Shape.of(models.arrays_of(network)),
-        frozenset(task.metrics),
+        frozenset(strategies.metric_names(experiment, task.metrics)),
         private=experiment.privacy is not None,
         tally=figures.tally,
+        counts=Layout.of_experiment(experiment, task),
     )
     codec = None
     if experiment.codec is not None:

@@ -30,6 +30,14 @@ class Gathered:
     summed: Summed | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def in_mean(self) -> tuple[str, ...]:
+        """The hospitals whose updates `mean` is of."""
+        if self.summed is not None:
+            return self.summed.hospitals
+        good = {o.hospital: o.answer for o in self.outcomes if o.is_good and o.answer}
+        return tuple(name for name, answer in good.items() if answer.trained is not None)
+
 
 class Aggregation(Protocol):
     def gather(self, hospitals: Sequence[str], request: Request, done: Checkpoint) -> Gathered:

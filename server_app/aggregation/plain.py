@@ -46,13 +46,23 @@ class Plain:
             TooFewHospitals: the strategy cannot combine what came.
         """
         if self.chain is None or not request.train:
-            outcomes = self.courier.work(dict.fromkeys(hospitals, request), done, self.expected)
+            outcomes = self.courier.work(self._requests(hospitals, request), done, self.expected)
             mean, memory = self._mean(outcomes, done)
             return Gathered(outcomes, mean, _of_codec(done) | memory)
         return self._gather_encoded(self.chain, hospitals, request, done)
 
     def release(self, done: Checkpoint) -> None:
         """The coordinator has the model."""
+
+    def _requests(self, hospitals: Sequence[str], request: Request) -> dict[str, Request]:
+        """One a hospital; who is left out is asked for figures alone, or not at all."""
+        requests = dict.fromkeys(hospitals, request)
+        left_out = self.experiment.evaluation.leave_out
+        if left_out in requests:
+            requests[left_out] = replace(request, train=False)
+            if not request.evaluate:
+                del requests[left_out]
+        return requests
 
     def _gather_encoded(
         self, chain: Chain, hospitals: Sequence[str], request: Request, done: Checkpoint
@@ -71,7 +81,7 @@ class Plain:
             outcome.answer = replace(outcome.answer, trained=decoded)
 
         outcomes = self.courier.work(
-            dict.fromkeys(hospitals, replace(request, scales=scales.to_bytes(before))),
+            self._requests(hospitals, replace(request, scales=scales.to_bytes(before))),
             done,
             replace(self.expected, encoded=chain.largest_blob(round=request.round)),
             taken=decode,

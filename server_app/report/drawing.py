@@ -30,7 +30,8 @@ Band = Mapping[int, Interval]
 class Chart:
     """A figure, what it shows in words, and its numbers as a table.
 
-    `columns` name the cells of a row after its first, the round; cells are text as it is shown.
+    `columns` name the cells of a row after its first, which `first` names; cells are text as it is
+    shown.
     """
 
     key: str
@@ -38,7 +39,8 @@ class Chart:
     svg: Markup
     description: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    rows: tuple[tuple[int | str, tuple[str, ...]], ...]
+    first: str = "Round"
 
 
 def lines_chart(
@@ -103,7 +105,8 @@ def lines_chart(
     axes.set_ylabel(axis)
     axes.margins(x=0.02, y=0.08)
     if from_zero:
-        axes.set_ylim(0, max((*values, *limits.values())) * 1.08 or 1)
+        tops = [high for band in bands.values() for _, high in band.values()] if barred else []
+        axes.set_ylim(0, max((*values, *tops, *limits.values())) * 1.08 or 1)
     _label_ends(figure, axes, ends)
     columns = (*drawn, mean_name) if mean else tuple(drawn)
     picked = [(lines[name], bands.get(name, {})) for name in drawn]

@@ -9,7 +9,8 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-from server_app.report import pictures, privacy, sending, wording
+from server_app.report import card, fairness, pictures, privacy, sending, wording
+from server_app.report.fairness_template import FAIRNESS
 from server_app.report.figures import charts
 from server_app.report.pictures import Sample
 from server_app.report.privacy_template import PRIVACY, PROTECTION
@@ -24,6 +25,7 @@ from server_app.state import write_atomically
 TEMPLATES = {
     "page": TEMPLATE,
     "quality": QUALITY,
+    "fairness": FAIRNESS,
     "privacy": PRIVACY,
     "sending": SENDING,
     "protection": PROTECTION,
@@ -44,6 +46,8 @@ class Absence:
 def write_report(folder: Path, *, samples: Sequence[Sample] = ()) -> Path:
     """Write `report.html` into a run's folder, finished or not, and return its path.
 
+    Beside it stands `model_card.md` (`server_app.report.card`).
+
     The file holds its style and its figures, loads nothing and runs nothing. It replaces an earlier
     report at once: at no moment is there half a file. The same folder and samples give the same
     bytes.
@@ -55,6 +59,7 @@ def write_report(folder: Path, *, samples: Sequence[Sample] = ()) -> Path:
     page = render(read_run(folder), samples)
     target = folder / "report.html"
     write_atomically(target, page.encode())
+    card.write_card(folder)
     return target
 
 
@@ -81,11 +86,14 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
         "moment": wording.moment,
         "moment_short": wording.moment_short,
         "metric": wording.metric_label,
+        "gap": wording.gap_label,
+        "group": fairness.group_label,
         "percent": wording.percent,
         "reason": wording.reason_label,
     }
     headline = run.headline
     final = run.last_evaluation(headline)
+    by_group = fairness.section(run)
     return environment.get_template("page").render(
         run=run,
         css=CSS,
@@ -97,6 +105,8 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
         why=_why,
         headline=headline,
         final=final,
+        own_models=run.own_models,
+        personal=any(name.startswith(wording.PERSONAL) for name in run.metrics),
         untrained=_untrained(run, headline),
         worst=run.worst_hospital(),
         best=_best(final, headline),
@@ -104,12 +114,13 @@ def render(run: Run, samples: Sequence[Sample] = ()) -> str:
         sizes_known=run.metrics_from != "noisy",
         overall=wording.OVERALL[run.metrics_from],
         metrics_noise=run.metrics_noise,
+        fairness=by_group,
         privacy=privacy.section(run),
         sending=sending.section(run),
         large_epsilon=privacy.LARGE_EPSILON,
         worst_by_metric=_worst_by_metric(run),
         meanings=[(wording.metric_label(m), wording.metric_meaning(m)) for m in run.metrics],
-        summary=_summary(run),
+        summary=_summary(run, by_group),
         settings=_settings(run.experiment),
         absences=_absences(run),
         seconds=_sum(r.seconds for r in run.rounds),
@@ -125,7 +136,7 @@ def _label(run: Run) -> str:
     return wording.metric_label(run.headline) if run.headline else "Quality"
 
 
-def _summary(run: Run) -> str:
+def _summary(run: Run, by_group: fairness.Section) -> str:
     """The run in two or three sentences."""
     if not run.rounds and not run.evaluations:
         return "Nothing has been recorded yet: the first round has not come to its end."
@@ -155,6 +166,12 @@ def _summary(run: Run) -> str:
         intervals = final.intervals(headline) if final is not None and headline is not None else {}
         value = wording.estimate(worst.value, intervals.get(worst.hospital))
         sentences.append(f"Lowest is {worst.hospital}, with {value}.")
+    if by_group.worst is not None and by_group.worst.estimate is not None:
+        found = by_group.worst.estimate
+        sentences.append(
+            f"{by_group.worst.title} ({by_group.worst.whose}): "
+            f"{wording.estimate(found.value, found.interval)}."
+        )
     known = [s.run_epsilon for s in run.spent().values() if s.run_epsilon is not None]
     if known:
         sentences.append(

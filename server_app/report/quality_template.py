@@ -52,7 +52,13 @@ exact, and none of its patients was looked at.
 {%- else %} on patients that were never trained on, at each hospital
 on its own.
 {%- endif %} {{ "One figure for all" if run.metrics_from == "noisy" else "A mean" }} can hide a
-hospital that is served badly: the worst value of each column is marked. {{ overall.sentence }}</p>
+hospital that is served badly: the worst value of each column is marked. {{ overall.sentence }}
+{%- if final.left_out %} {{ final.left_out.hospital }} was left out of training and of every other
+figure: its row tells how the model does at a hospital that it has never seen.{% endif %}
+{%- if own_models %} This strategy leaves layers at hospitals, so each row is of the hospital's own
+model.{% endif %}
+{%- if personal %} Personal: of the model that each hospital trains for itself beside the global
+one.{% endif %}</p>
 {% if run.metrics_from == "noisy" %}
 <p>The hospitals sent no metric, but sums over their held-out patients to which they had added noise with
 a standard deviation of {{ metrics_noise | plain }} patients; the metrics are computed from these. In
@@ -84,7 +90,18 @@ chance.</p>
   {%- endif %}</tr>
 {% endfor %}
 </tbody>
-<tfoot><tr><th scope="row">{{ overall.name | capitalize }}</th>
+<tfoot>{% if final.left_out %}
+<tr class="out"><th scope="row">{{ final.left_out.hospital }}
+  <span class="remark">never trained on</span></th>
+  {% if final.left_out.reason %}
+  <td colspan="{{ run.metrics | length }}" class="left">
+    not evaluated: {{ final.left_out.reason | reason }}</td>
+  {% else %}{% for name in run.metrics %}
+  <td class="n">{{ dec(final.left_out.metrics.get(name)) }}</td>{% endfor %}{% endif %}
+  {% if sizes_known %}<td class="n">{{ count(final.left_out.examples) }}</td>
+  <td class="n">{{ count(final.left_out.patients) }}</td>{% endif %}</tr>
+{% endif %}
+<tr><th scope="row">{{ overall.name | capitalize }}</th>
   {% for name in run.metrics %}
   <td class="n">{{ est(final.overall.get(name), final.overall_intervals.get(name)) }}</td>
   {% endfor %}{% if sizes_known %}<td></td><td></td>{% endif %}</tr></tfoot>

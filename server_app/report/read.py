@@ -12,20 +12,30 @@ are passed over here, so that no table or figure can show what nobody can vouch 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import safetensors
 
 from federation.schema import ConfigError
+from server_app.report.groups import by_group
+from server_app.report.lenient import (
+    as_intervals,
+    as_list,
+    as_mapping,
+    as_number,
+    as_numbers,
+    as_text,
+    as_texts,
+    as_time,
+    as_whole,
+)
 from server_app.report.run import (
     Answer,
     Evaluation,
-    Interval,
+    LeftOut,
     Measured,
     Round,
     Run,
@@ -55,34 +65,35 @@ def read_run(folder: Path) -> Run:
         )
     recorded = _json_file(folder / "run.json")
     status = _json_file(folder / "status.json")
-    code, task = _mapping(recorded.get("code")), _mapping(recorded.get("task"))
+    code, task = as_mapping(recorded.get("code")), as_mapping(recorded.get("task"))
     experiment = _json_file(folder / "experiment.json")
     masked = bool(experiment.get("secure_aggregation"))
     rounds, evaluations, broken_lines = _read_metrics(folder / "metrics.jsonl", masked)
     return Run(
-        name=_text(recorded.get("run")) or folder.resolve().name,
+        name=as_text(recorded.get("run")) or folder.resolve().name,
         experiment=experiment,
         experiment_text=_read_text(folder / "experiment.json").strip(),
-        experiment_sha256=_text(recorded.get("experiment_sha256")),
-        code_version=_text(code.get("version")),
-        code_commit=_text(code.get("commit")),
+        experiment_sha256=as_text(recorded.get("experiment_sha256")),
+        code_version=as_text(code.get("version")),
+        code_commit=as_text(code.get("commit")),
         code_dirty=code["dirty"] if isinstance(code.get("dirty"), bool) else None,
-        code_bundle_sha256=_text(code.get("bundle_sha256")),
-        started=_time(recorded.get("started")),
-        updated=_time(status.get("updated")),
-        user=_text(recorded.get("user")),
-        federation=_text(recorded.get("federation")),
-        flower_runs=tuple(map(str, _list(recorded.get("flower_runs")))),
-        task_metrics=_texts(task.get("metrics")),
-        task_headline=_text(task.get("headline")),
-        classes=_texts(task.get("classes")),
-        state=_text(status.get("state")) or "unknown",
-        message=_text(status.get("message")),
-        planned_rounds=_first(_whole(status.get("rounds")), _whole(experiment.get("rounds"))),
+        code_bundle_sha256=as_text(code.get("bundle_sha256")),
+        started=as_time(recorded.get("started")),
+        updated=as_time(status.get("updated")),
+        user=as_text(recorded.get("user")),
+        federation=as_text(recorded.get("federation")),
+        flower_runs=tuple(map(str, as_list(recorded.get("flower_runs")))),
+        task_metrics=as_texts(task.get("metrics")),
+        task_headline=as_text(task.get("headline")),
+        classes=as_texts(task.get("classes")),
+        state=as_text(status.get("state")) or "unknown",
+        message=as_text(status.get("message")),
+        planned_rounds=_first(as_whole(status.get("rounds")), as_whole(experiment.get("rounds"))),
         rounds=rounds,
         evaluations=evaluations,
         broken_lines=broken_lines,
         model_bytes=_model_bytes(folder / "model.safetensors"),
+        parameters=_parameters(folder / "model.safetensors"),
     )
 
 
@@ -96,11 +107,11 @@ def _read_metrics(
         if not text.strip():
             continue
         try:
-            line = _mapping(json.loads(text))
+            line = as_mapping(json.loads(text))
         except (ValueError, RecursionError):
             broken += 1
             continue
-        number = _whole(line.get("round"))
+        number = as_whole(line.get("round"))
         if number is None:
             broken += 1
         elif line.get("kind") == "round":
@@ -121,59 +132,81 @@ def _round(number: int, line: Mapping[str, Any]) -> Round:
     answers = tuple(
         Answer(
             hospital=hospital,
-            status=_text(told.get("status")) or "unknown",
-            reason=_text(told.get("reason")),
-            attempts=_whole(told.get("attempts")),
-            examples=_whole(told.get("examples")),
-            patients=_whole(told.get("patients")),
-            loss=_number(told.get("loss")),
-            seconds=_number(told.get("seconds")),
-            bytes_down=_whole(told.get("bytes_down")),
-            bytes_up=_whole(told.get("bytes_up")),
-            update_norm=_number(told.get("update_norm")),
+            status=as_text(told.get("status")) or "unknown",
+            reason=as_text(told.get("reason")),
+            attempts=as_whole(told.get("attempts")),
+            examples=as_whole(told.get("examples")),
+            patients=as_whole(told.get("patients")),
+            loss=as_number(told.get("loss")),
+            seconds=as_number(told.get("seconds")),
+            bytes_down=as_whole(told.get("bytes_down")),
+            bytes_up=as_whole(told.get("bytes_up")),
+            update_norm=as_number(told.get("update_norm")),
             spent=_spent(told.get("spent")),
         )
         for hospital, told in _by_hospital(line)
+        if told.get("role") != "left_out"  # it is measured, and never trains
     )
-    started, seconds = _time(line.get("started")), _number(line.get("seconds"))
+    started, seconds = as_time(line.get("started")), as_number(line.get("seconds"))
     summed = None
-    if told := _mapping(line.get("summed")):
+    if told := as_mapping(line.get("summed")):
         summed = Summed(
-            hospitals=_texts(told.get("hospitals")),
-            patients=_whole(told.get("patients")),
-            examples=_whole(told.get("examples")),
-            loss=_number(told.get("loss")),
+            hospitals=as_texts(told.get("hospitals")),
+            patients=as_whole(told.get("patients")),
+            examples=as_whole(told.get("examples")),
+            loss=as_number(told.get("loss")),
         )
-    steps = {step: took for step, took in _numbers(line.get("steps")).items() if took >= 0}
-    return Round(number, started, seconds, _number(line.get("norm")), answers, summed, steps)
+    steps = {step: took for step, took in as_numbers(line.get("steps")).items() if took >= 0}
+    return Round(number, started, seconds, as_number(line.get("norm")), answers, summed, steps)
 
 
 def _evaluation(number: int, line: Mapping[str, Any]) -> Evaluation:
     measured = tuple(
         Measured(
             hospital=hospital,
-            status=_text(told.get("status")) or "unknown",
-            reason=_text(told.get("reason")),
-            examples=_whole(told.get("examples")),
-            patients=_whole(told.get("patients")),
-            metrics=_numbers(told.get("metrics")),
-            intervals=_intervals(told.get("intervals")),
+            status=as_text(told.get("status")) or "unknown",
+            reason=as_text(told.get("reason")),
+            examples=as_whole(told.get("examples")),
+            patients=as_whole(told.get("patients")),
+            metrics=as_numbers(told.get("metrics")),
+            intervals=as_intervals(told.get("intervals")),
             spent=_spent(told.get("spent")),
         )
         for hospital, told in _by_hospital(line)
     )
     worst = {}
-    for metric, told in _mapping(line.get("worst")).items():
+    for metric, told in as_mapping(line.get("worst")).items():
         hospital, value = (
-            _text(_mapping(told).get("hospital")),
-            _number(_mapping(told).get("value")),
+            as_text(as_mapping(told).get("hospital")),
+            as_number(as_mapping(told).get("value")),
         )
         if hospital is not None and value is not None:
             worst[metric] = Worst(hospital, value)
-    overall, intervals = _numbers(line.get("overall")), _intervals(line.get("overall_intervals"))
-    over = _texts(line["summed_over"]) if isinstance(line.get("summed_over"), list) else None
-    held_out = _whole(line.get("held_out_patients"))
-    return Evaluation(number, measured, overall, worst, intervals, over, held_out)
+    overall, intervals = (
+        as_numbers(line.get("overall")),
+        as_intervals(line.get("overall_intervals")),
+    )
+    over = as_texts(line["summed_over"]) if isinstance(line.get("summed_over"), list) else None
+    held_out = as_whole(line.get("held_out_patients"))
+    groups, out = by_group(line.get("fairness")), _left_out(line.get("left_out"), measured)
+    measured = tuple(one for one in measured if out is None or one.hospital != out.hospital)
+    return Evaluation(
+        number, measured, overall, worst, intervals, over, held_out, groups, left_out=out
+    )
+
+
+def _left_out(value: object, measured: Iterable[Measured]) -> LeftOut | None:
+    """The hospital that never trains, with what its row among the others tells."""
+    told = as_mapping(value)
+    hospital = as_text(told.get("hospital"))
+    if hospital is None:
+        return None
+    row = next((one for one in measured if one.hospital == hospital), None)
+    metrics = as_numbers(told.get("metrics")) or (row.metrics if row else {})
+    if row is None:
+        return LeftOut(hospital, metrics)
+    reason = None if row.ok else row.reason or row.status
+    return LeftOut(hospital, metrics, row.examples, row.patients, reason)
 
 
 def _together(made: Round) -> Round:
@@ -189,37 +222,47 @@ def _measured_together(told: Evaluation) -> Evaluation:
         replace(one, examples=None, patients=None, metrics={}, intervals={})
         for one in told.measured
     )
-    return replace(told, measured=measured, worst={})
+    groups = None if told.groups is None else replace(told.groups, hospitals={})
+    return replace(told, measured=measured, worst={}, groups=groups, left_out=None)
 
 
 def _model_bytes(path: Path) -> int | None:
+    held = _of_arrays(path, lambda array: int(array.nbytes))
+    return held or None  # the hospitals hold it
+
+
+def _parameters(path: Path) -> int | None:
+    return _of_arrays(path, lambda array: int(array.size) if array.dtype.kind == "f" else 0) or None
+
+
+def _of_arrays(path: Path, quantity: Callable[[Any], int]) -> int | None:
+    """The sum of a quantity over the file's arrays; None where it cannot be read."""
     if not path.is_file():
         return None
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            held = sum(int(file.get_tensor(name).nbytes) for name in file.keys())  # noqa: SIM118
-            return held or None  # the hospitals hold it
+            return sum(quantity(file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, TypeError, ValueError):
         return None
 
 
 def _spent(value: object) -> Spent | None:
-    told = _mapping(value)
+    told = as_mapping(value)
     if not told:
         return None
     return Spent(
-        epsilon=_number(told.get("epsilon")),
-        run_epsilon=_number(told.get("run_epsilon")),
-        budget=_number(told.get("budget")),
-        delta=_number(told.get("delta")),
-        accountant=_text(told.get("accountant")),
-        charges=_whole(told.get("charges")),
+        epsilon=as_number(told.get("epsilon")),
+        run_epsilon=as_number(told.get("run_epsilon")),
+        budget=as_number(told.get("budget")),
+        delta=as_number(told.get("delta")),
+        accountant=as_text(told.get("accountant")),
+        charges=as_whole(told.get("charges")),
     )
 
 
 def _by_hospital(line: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [
-        (name, _mapping(told)) for name, told in sorted(_mapping(line.get("hospitals")).items())
+        (name, as_mapping(told)) for name, told in sorted(as_mapping(line.get("hospitals")).items())
     ]
 
 
@@ -230,62 +273,9 @@ def _read_text(path: Path) -> str:
 
 def _json_file(path: Path) -> Mapping[str, Any]:
     try:
-        return _mapping(json.loads(_read_text(path) or "{}"))
+        return as_mapping(json.loads(_read_text(path) or "{}"))
     except (ValueError, RecursionError):
         return {}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(text for item in _list(value) if (text := _text(item)) is not None)
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or None: NaN and infinity are nothing that can be shown or drawn."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def _numbers(value: object) -> dict[str, float]:
-    pairs = ((name, _number(item)) for name, item in _mapping(value).items())
-    return {name: number for name, number in pairs if number is not None}
-
-
-def _intervals(value: object) -> dict[str, Interval]:
-    """Pairs of finite numbers, low and high."""
-    found = {name: tuple(map(_number, _list(item))) for name, item in _mapping(value).items()}
-    return {
-        name: (pair[0], pair[1])
-        for name, pair in found.items()
-        if len(pair) == 2 and pair[0] is not None and pair[1] is not None
-    }
-
-
-def _whole(value: object) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and number == int(number) else None
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(_text(value) or "")
-    except ValueError:
-        return None
 
 
 def _first(*candidates: int | None) -> int | None:

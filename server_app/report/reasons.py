@@ -178,4 +178,9 @@ REASONS = {
         "model not held",
         "The hospital no longer had the model that the difference was to, and got the whole one.",
     ),
+    "no_state": (
+        "memory lost",
+        "The hospital lost what the strategy had it keep of its earlier updates, which are in the "
+        "model; it can take no further part in this run.",
+    ),
 }

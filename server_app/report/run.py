@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from server_app.report.groups import ByGroup
+
 Interval = tuple[float, float]
+
+OWN_MODELS = ("fedbn", "fedper", "fedrep", "local_only")  # strategies
 
 
 @dataclass(frozen=True)
@@ -150,12 +154,29 @@ class Worst:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """The hospital that a model was evaluated at and never trained at.
+
+    Attributes:
+        reason: code, where it was not evaluated.
+    """
+
+    hospital: str
+    metrics: Mapping[str, float]
+    examples: int | None = None
+    patients: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The global model after a round (round 0: untrained) on all hospitals' held-out patients.
 
     Attributes:
         summed_over: of a run under masks, whose metrics are in `overall`; nobody has a figure alone.
         held_out: patients that these were measured on.
+        groups: the same by group of patients, where the experiment counts by group.
+        left_out: not among `measured`, and in no other figure.
     """
 
     round: int
@@ -165,6 +186,8 @@ class Evaluation:
     overall_intervals: Mapping[str, Interval] = field(default_factory=dict)
     summed_over: tuple[str, ...] | None = None
     held_out: int | None = None
+    groups: ByGroup | None = None
+    left_out: LeftOut | None = None
 
     def values(self, metric: str) -> dict[str, float]:
         """The metric by hospital, where it is known."""
@@ -185,6 +208,7 @@ class Run:
         experiment_sha256: what the run recorded; compare with `experiment_intact`.
         broken_lines: lines of metrics.jsonl that could not be read.
         model_bytes: of the model's arrays, which an update takes without a codec.
+        parameters: numbers in the model's arrays of floats, running statistics with them.
         evaluations, rounds: by number; of a round that was repeated after a restart, the last.
     """
 
@@ -211,6 +235,7 @@ class Run:
     evaluations: tuple[Evaluation, ...] = ()
     broken_lines: int = 0
     model_bytes: int | None = None
+    parameters: int | None = None
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -224,6 +249,7 @@ class Run:
         seen = {name for e in self.evaluations for m in e.measured for name in m.metrics}
         seen |= {name for e in self.evaluations for name in e.overall}
         first = (self.task_headline, *self.task_metrics)
+        first += tuple(f"personal_{name}" for name in first)
         known = [name for name in dict.fromkeys(first) if name in seen and name is not None]
         return (*known, *sorted(seen - set(known)))
 
@@ -242,6 +268,10 @@ class Run:
             return None
         found = [e for e in self.evaluations if metric in e.overall or e.values(metric)]
         return found[-1] if found else None
+
+    def last_by_group(self) -> Evaluation | None:
+        """The last evaluation that says anything by group."""
+        return next((e for e in reversed(self.evaluations) if e.groups and e.groups.rows), None)
 
     def worst_hospital(self) -> Worst | None:
         """Who is served worst by the last model, by the headline metric: larger is better."""
@@ -298,6 +328,12 @@ class Run:
         """The experiment's, empty without one."""
         chosen = self.experiment.get("secure_aggregation")
         return chosen if isinstance(chosen, dict) else {}
+
+    @property
+    def own_models(self) -> bool:
+        """Whether the strategy leaves layers at hospitals, so that no two have the same model."""
+        chosen = self.experiment.get("strategy")
+        return isinstance(chosen, dict) and chosen.get("name") in OWN_MODELS
 
     @property
     def codec(self) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ def find_examples(folder: Path, data: Path) -> list[Example]:
         federation.schema.ConfigError: the run's experiment is not one of this version, or there is
             no such image in the folder.
     """
-    task = tasks.build(_experiment(folder).task)
+    task = tasks.of_experiment(_experiment(folder))
     if task.kind == "segmentation":
         examples = list(_masked(data))
         wanted = "images/NAME.nii.gz with labels/NAME.nii.gz"
@@ -152,7 +152,7 @@ def _restore(folder: Path) -> tuple[Task, nn.Module]:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise RunFolderError(f"{weights} is missing: no round of this run has been completed yet")
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     network = models.build(experiment.model, task, seed=experiment.seed)
     arrays = safetensors.torch.load_file(weights)
     if not arrays:

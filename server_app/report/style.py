@@ -8,6 +8,7 @@ CSS = """
   --worst: #b83a0c; --worst-tint: #fbeee8; --good: #1d6b45; --good-tint: #e7f2ec;
   --wait: #7a5a00; --wait-tint: #f8f1dc;
   --bar-strong: #1f7a8c; --bar-soft: #a9cfd6;
+  --heat-1: #fdf3ec; --heat-2: #fbe3d5; --heat-3: #f8cfb8; --heat-4: #f3b797; --heat-5: #ec9a74;
   --series-1: #0072b2; --series-2: #8a6500; --series-3: #00795a;
   --series-4: #97458a; --series-5: #3d6f9c; --series-6: #6b6f2a;
 }
@@ -18,6 +19,7 @@ CSS = """
     --worst: #ff9468; --worst-tint: #3a231a; --good: #74cfa0; --good-tint: #173026;
     --wait: #e8c468; --wait-tint: #332b15;
     --bar-strong: #4fb3c4; --bar-soft: #2b5a66;
+    --heat-1: #2a2725; --heat-2: #3b2c26; --heat-3: #4f3125; --heat-4: #653825; --heat-5: #7d3f25;
     --series-1: #5cb3ec; --series-2: #e0b040; --series-3: #3fc79c;
     --series-4: #dd9ad3; --series-5: #a9c8e6; --series-6: #c3c76a;
   }
@@ -53,15 +55,19 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; list-style: none; pa
   margin: 1.4rem 0 0; font-size: .92rem; }
 nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
 
-.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; margin: 1.4rem 0 0;
+.tiles { display: grid; grid-template-columns: repeat(12, 1fr); gap: 1px; margin: 1.4rem 0 0;
   background: var(--line); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
-.tile { background: var(--card); padding: 1rem 1.2rem 1.05rem; min-width: 0; }
-.tile.main { grid-column: span 2; }
+.tile { background: var(--card); padding: 1rem 1.2rem 1.05rem; min-width: 0;
+  grid-column: span 3; }
+.tile.main { grid-column: span 6; }
+.tile.third { grid-column: span 4; }
+.tile.half { grid-column: span 6; }
 .tile dt { color: var(--muted); font-size: .86rem; }
 .tile dd { margin: 0; }
 .tile .figure { font-size: 1.55rem; font-weight: 620; line-height: 1.3; letter-spacing: -.015em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .tile.main .figure { font-size: 2.6rem; }
+.tile.third .figure { font-size: 2.1rem; }
 .tile.worst .figure { color: var(--worst); }
 .tile .figure small { display: inline-block; font-size: .5em; font-weight: 600; letter-spacing: 0; }
 .tile .quiet { line-height: 1.4; margin-top: .15rem; overflow-wrap: anywhere; }
@@ -116,6 +122,16 @@ td .interval { display: block; font-size: .88em; }
   background: var(--bar-soft); }
 .gauge span { display: block; height: 100%; background: var(--bar-strong); }
 .gauge.low span { background: var(--worst); }
+.groups thead th, .heat thead th { white-space: normal; vertical-align: bottom; min-width: 5.2rem; }
+.groups .part th { background: var(--page); color: var(--muted); font-size: .85rem; }
+.groups .whole > * { font-weight: 640; }
+.groups tr.apart > * { color: var(--muted); }
+tfoot .out > * { border-top: 1px solid var(--line); font-weight: 400; white-space: normal; }
+.remark { display: block; width: max-content; max-width: 10rem; font-size: .8rem; font-weight: 400;
+  color: var(--muted); }
+.heat-1 { background: var(--heat-1); } .heat-2 { background: var(--heat-2); }
+.heat-3 { background: var(--heat-3); } .heat-4 { background: var(--heat-4); }
+.heat td.heat-5 { background: var(--heat-5); font-weight: 640; }
 h3.apart { margin: 1.8rem 0 -.4rem; }
 .terms th, .terms td:nth-child(2) { min-width: 8.5rem; }
 .terms td:nth-child(3) { min-width: 16rem; }
@@ -169,7 +185,7 @@ figure svg.picture { background: #000; overflow: hidden; max-height: 360px; }
 footer { margin: 3rem 0 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 
 @media screen and (max-width: 820px) {
-  .tiles { grid-template-columns: repeat(2, 1fr); }
+  .tile { grid-column: span 6; } .tile.main, .tile.third { grid-column: span 12; }
   .charts, .columns, .columns.two { grid-template-columns: minmax(0, 1fr); }
 }
 @media screen and (max-width: 520px) {
@@ -192,6 +208,6 @@ footer { margin: 3rem 0 2.5rem; padding-top: 1rem; border-top: 1px solid var(--l
   .scroll, details .scroll { max-height: none; overflow: visible; }
   thead th, .pin th:first-child { position: static; }
   h2, h3 { break-after: avoid; } figure, .card, .tiles, tr { break-inside: avoid; }
-  .state, .mark, .bar, .gauge, .gauge span, .picture, .key { print-color-adjust: exact; }
+  .state, .mark, .bar, .gauge, .gauge span, .picture, .key, .heat td { print-color-adjust: exact; }
 }
 """

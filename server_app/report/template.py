@@ -18,7 +18,7 @@ TEMPLATE = """<!doctype html>
   {{ chart.svg }}
   <details><summary>The numbers of this figure</summary>
   <div class="scroll pin" tabindex="0" role="region" aria-label="Numbers: {{ chart.title }}">
-  <table><thead><tr><th scope="col">Round</th>
+  <table><thead><tr><th scope="col">{{ chart.first }}</th>
     {% for name in chart.columns %}<th scope="col" class="n">{{ name }}</th>{% endfor %}
     </tr></thead><tbody>
   {% for number, cells in chart.rows %}
@@ -65,7 +65,8 @@ TEMPLATE = """<!doctype html>
 
   <dl class="tiles">
     {% if run.metrics_from != "none" %}
-    <div class="tile main">
+    {% set size = "third" if fairness.worst else "main" %}
+    <div class="tile {{ size }}">
       <dt>{{ label }}, {{ overall.name }}</dt>
       <dd>
         <div class="figure">{{ est(final.overall.get(headline),
@@ -76,7 +77,7 @@ TEMPLATE = """<!doctype html>
       </dd>
     </div>
     {% if not run.in_secret %}
-    <div class="tile main worst">
+    <div class="tile {{ size }} worst">
       <dt>{{ label }} at the worst-served hospital</dt>
       <dd>
         <div class="figure">{% if worst %}
@@ -88,8 +89,18 @@ TEMPLATE = """<!doctype html>
     </div>
     {% endif %}
     {% endif %}
+    {% if fairness.worst %}
+    <div class="tile {{ size if run.metrics_from != "none" else "main" }} worst">
+      <dt>{{ fairness.worst.title }}</dt>
+      <dd>
+        <div class="figure">{{ est(fairness.worst.estimate.value, fairness.worst.estimate.interval) }}
+          <small>{{ fairness.worst.whose }}</small></div>
+        <div class="quiet">{{ fairness.worst.remark }}; see <a href="#groups">By group</a></div>
+      </dd>
+    </div>
+    {% endif %}
     {% if run.in_secret %}
-    <div class="tile main">
+    <div class="tile {{ "third" if fairness.worst and run.metrics_from != "none" else "main" }}">
       <dt>Hospitals in the smallest sum that was opened</dt>
       <dd>
         <div class="figure">{% if sending.smallest %}{{ count(sending.smallest.together) }}
@@ -143,6 +154,7 @@ TEMPLATE = """<!doctype html>
   <nav aria-label="Sections"><ul>
     <li><a href="#quality">Quality
       {{- " over all hospitals" if run.in_secret else " by hospital" }}</a></li>
+    <li><a href="#groups">By group</a></li>
     <li><a href="#privacy">Privacy</a></li>
     {% if sending is not none %}
     <li><a href="#sending">
@@ -158,6 +170,8 @@ TEMPLATE = """<!doctype html>
 
 <main>
 {% include "quality" %}
+
+{% include "fairness" %}
 
 {% include "privacy" %}
 

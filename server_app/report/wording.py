@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -59,7 +60,35 @@ METRICS = {
     ),
     "surface_distance": ("Surface distance", "mean distance between the two outlines; 0 is best"),
     "loss": ("Loss", "what training makes small, here on held-out patients"),
+    "false_positive_rate": (
+        "False positive rate",
+        "share of those without the finding that were called positive; 0 is best",
+    ),
+    "selection_rate": (
+        "Called positive",
+        "share of all cases, with the finding or without, that were called positive",
+    ),
+    "dice_mean": ("Mean Dice", "overlap of the two masks, mean over cases; 1 is full overlap"),
+    "dice_q10": ("Dice, worst tenth", "one case in ten has this overlap or less"),
+    "dice_median": ("Median Dice", "half of the cases have this overlap or less"),
+    "dice_q90": ("Dice, best tenth", "nine cases in ten have this overlap or less"),
 }
+# Differences between groups: name → (label, what it says).
+GAPS = {
+    "equalised_odds_difference": (
+        "Equalised odds difference",
+        "the larger of two gaps between groups, in sensitivity and in false positive rate; 0: errors "
+        "are as frequent in all groups (Hardt et al. 2016, as in fairlearn)",
+    ),
+    "demographic_parity_difference": (
+        "Demographic parity difference",
+        "the largest share called positive in a group minus the smallest; 0: alike in all groups. Where "
+        "the finding is rarer in a group it should not be 0",
+    ),
+}
+PERSONAL = (
+    "personal_"  # before a metric of the model that a hospital trained for itself beside the global
+)
 
 
 SMALLER_IS_BETTER = frozenset(
@@ -67,6 +96,7 @@ SMALLER_IS_BETTER = frozenset(
         "brier",
         "calibration_error",
         "ece",
+        "false_positive_rate",
         "hausdorff95",
         "hd95",
         "loss",
@@ -76,6 +106,8 @@ SMALLER_IS_BETTER = frozenset(
     }
 )
 NEAREST_TO_ZERO_IS_BETTER = frozenset({"volume_bias"})
+NEITHER_IS_BETTER = frozenset({"selection_rate"})
+_AT_POINT = re.compile(r"(sensitivity|specificity)_at_(\d+(?:_\d+)?)_(sensitivity|specificity)")
 
 # Where metrics come from (`Run.metrics_from`) → what they were measured on.
 MEASURED_ON = {
@@ -155,8 +187,11 @@ def reason_sentence(reason: str | None) -> str:
 def metric_label(metric: str) -> str:
     """The field's name of a metric; one that is not known, with its underscores as spaces.
 
-    A class may follow a known name: `dice_anterior` is "Dice anterior".
+    A class may follow a known name: `dice_anterior` is "Dice anterior". `personal_dice` is of each
+    hospital's own model, where it has one beside the global one.
     """
+    if metric.startswith(PERSONAL):
+        return f"{metric_label(metric.removeprefix(PERSONAL))}, own model"
     if metric in METRICS:
         return METRICS[metric][0]
     stem, _, rest = metric.partition("_")
@@ -166,14 +201,31 @@ def metric_label(metric: str) -> str:
 
 
 def metric_meaning(metric: str) -> str | None:
+    if metric.startswith(PERSONAL):
+        meaning = metric_meaning(metric.removeprefix(PERSONAL))
+        own = "of the personal model, which each hospital trains for itself and keeps"
+        return own if meaning is None else f"{own}: {meaning}"
+    if metric not in METRICS and (found := _AT_POINT.fullmatch(metric)):
+        share = found[2].replace("_", ".")
+        return f"the {found[1]} that is left where the threshold gives a {found[3]} of {share} %"
     stem = _stem(metric)
     return METRICS[stem][1] if stem is not None else None
 
 
+def gap_label(metric: str) -> str:
+    return GAPS[metric][0] if metric in GAPS else f"{metric_label(metric)}, gap"
+
+
+def gap_meaning(metric: str) -> str:
+    if metric in GAPS:
+        return GAPS[metric][1]
+    return "the largest value of a group minus the smallest"
+
+
 def larger_is_better(metric: str) -> bool | None:
     """The direction of a metric; None if its name is not known here, or it has none."""
-    stem = _stem(metric)
-    if stem in NEAREST_TO_ZERO_IS_BETTER:
+    stem = _stem(metric.removeprefix(PERSONAL))
+    if stem in NEITHER_IS_BETTER or stem in NEAREST_TO_ZERO_IS_BETTER:
         return None
     return stem not in SMALLER_IS_BETTER if stem is not None else None
 
