@@ -28,6 +28,7 @@ from federation.schema import Experiment
 from server_app import aggregation, exchange, tallies
 from server_app.courier import Courier
 from server_app.exchange import Exchange
+from server_app.fairness import Counted
 from server_app.home import Federation, Home
 from server_app.lodgings import Lodgings
 from server_app.rounds import Conductor
@@ -124,6 +125,7 @@ class Hospitals:
             frozenset(name for name, _ in network.named_parameters()),
             task.headline,
             tallies.of_experiment(of, task),
+            Counted.of(of, task),
         )
         return folder, conductor, start
 
@@ -183,7 +185,7 @@ def hospitals(
             device="cpu",
             threads=1,
             data=Data.model_validate(data),
-            policy=Policy(code="any", least_patients=1),
+            policy=Policy(code="any", least_patients=1, smallest_group=1),
             privacy=None if privacy is None else Privacy.model_validate(privacy[number]),
         )
         read_kit(sites[name]).pin()
@@ -200,7 +202,7 @@ def train_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Have training without privacy be seeded noise on every array; who trained in which round."""
     trained = []
 
-    def quick(asked: Any, received: Any, patients: Any) -> Trained:
+    def quick(asked: Any, received: Any, patients: Any, part: Any) -> Trained:
         trained.append((asked.site.hospital, asked.request.round))
         source = np.random.default_rng(local_seed(asked))
         for tensor in received.network.state_dict().values():

@@ -40,7 +40,7 @@ def site(phantom_folder: Path, tmp_path: Path) -> Site:
                 "layout": "dicom",
                 "labels": phantom_folder / "labels.csv",
             },
-            "policy": {"least_patients": 3},
+            "policy": {"least_patients": 3, "smallest_group": 1},
         },
     )
 

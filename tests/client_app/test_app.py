@@ -121,7 +121,9 @@ def test_the_stricter_number_of_steps_wins(site: Site, monkeypatch: pytest.Monke
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train", spy)
-    strict = site.model_copy(update={"policy": Policy(least_patients=3, most_local_steps=2)})
+    strict = site.model_copy(
+        update={"policy": Policy(least_patients=3, most_local_steps=2, smallest_group=1)}
+    )
     ask(strict, content(training={"local_steps": 50, "batch_size": 2, "learning_rate": 0.01}))
     ask(strict, content(training={"local_steps": 1, "batch_size": 2, "learning_rate": 0.01}))
     assert steps == [2, 1]
@@ -139,7 +141,7 @@ def boom(*_: Any, **__: Any) -> Any:
     [
         ("client_app.patients.build_cohort", Reason.INTERNAL_ERROR),
         ("client_app.training.loop.train", Reason.INTERNAL_ERROR),
-        ("client_app.training.loop.evaluate", Reason.INTERNAL_ERROR),
+        ("client_app.training.loop.predictions", Reason.INTERNAL_ERROR),
         ("federation.models.build", Reason.INTERNAL_ERROR),
         ("client_app.app.Outbox.answer", Reason.INTERNAL_ERROR),
     ],

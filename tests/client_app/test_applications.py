@@ -32,7 +32,7 @@ def hospital(folder: Path, data: Data) -> Site:
         "device": "cpu",
         "threads": 1,
         "data": data.model_dump(),
-        "policy": {"least_patients": 2},
+        "policy": {"least_patients": 2, "smallest_group": 1},
     }
     key = folder / "state" / "pseudonym.key"
     key.parent.mkdir(parents=True)

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import RecordDict
 from scipy import stats
 
-from client_app import private_round
+from client_app import group_counts, local_part, private_round
 from client_app.audit import Audit
 from client_app.site import SITE_VARIABLE
-from federation import messages, wire
+from federation import messages, tasks, wire
+from federation.fairness.layout import Layout
 from federation.messages import Reason, Request
-from federation.schema import Experiment
+from federation.schema import Experiment, Fairness
+from federation.tasks import Prediction
 from tests.client_app import canary
 from tests.client_app.canary_hospital import (
     CLIP,
@@ -273,6 +276,69 @@ def test_noisy_metrics_are_charged_and_say_their_noise(small: Hospital) -> None:
     }
 
 
+def counting(noise: float = 20.0, **privacy: Any) -> Experiment:
+    """With counts by group, of which there are few."""
+    made = content(held_out=0.4, **{"metrics": "noisy"} | privacy)
+    fairness = Fairness(attributes=("sex",), score_bins=8, noise_multiplier=noise)
+    return made.model_copy(update={"fairness": fairness})
+
+
+def counts_of(records: RecordDict, of: Experiment, request: Request) -> Any:
+    task = tasks.build(of.task)
+    expected = messages.Expected(
+        messages.Shape.of(start(of)),
+        frozenset({"share"}),
+        private=True,
+        tally=2,
+        counts=Layout.of_experiment(of, task),
+    )
+    return wire.answer_from_records(records, request, expected).counts
+
+
+def test_counts_by_group_have_the_noise_that_was_charged(
+    small: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, request = counting(), Request("run", 1, evaluate=True, train=True)
+    seen: list[str] = []
+
+    def predict(network: Any, task: Any, case: Any, item: Any, device: Any) -> Prediction:
+        assert small.charges() == 1  # before anybody was looked at
+        seen.append(case.patient)
+        return Prediction(case.patient, torch.tensor([0.0, 9.0]), torch.tensor(1), {"sex": "male"})
+
+    monkeypatch.setattr(group_counts, "predict", predict)
+    records = small.ask(of, request)
+    counts = counts_of(records, of, request)
+    with small.ledger() as ledger:
+        (charge,) = ledger.charges()
+    assert sorted((m.noise_multiplier, m.sampling_rate, m.steps) for m in charge.mechanisms) == (
+        sorted([(10.0, 1.0, 1), (20.0, 1.0, 1), (NOISE, RATE, STEPS)])
+    )
+    layout = Layout.of_experiment(of, tasks.build(of.task))
+    assert layout is not None
+    exact = np.zeros(layout.shape, np.int64)
+    male = [g.name for g in layout.groups].index("sex=male")
+    exact[[0, male], 0, 1, layout.bins - 1] = len(set(seen))
+    sigma = 20 * math.sqrt(2)  # of two tables
+    p = stats.kstest((counts - exact.reshape(-1)) / sigma, "norm").pvalue
+    assert p > 1e-4
+    # the same request again: the same counts, for nothing
+    np.testing.assert_array_equal(counts_of(small.ask(of, request), of, request), counts)
+    assert small.charges() == 1
+    assert not (small.state / "counted").exists()
+
+
+def test_counts_with_less_noise_than_the_policy_wants_are_refused(
+    small: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_round, "find_patients", must_not_be_called)
+    small.edit(policy={"least_noise_multiplier": NOISE})
+    of, request = counting(NOISE / 2), Request("run", 1, evaluate=True, train=False)
+    records = small.ask(of, request)
+    assert records["head"]["refused"] == "refused_privacy"
+    assert small.charges() == 0
+
+
 def test_exact_metrics_are_of_public_images(tmp_path: Path, small: Hospital) -> None:
     """All private patients are absent, one of four public ones is present."""
     canary.write_patients(tmp_path / "public", [0, 1, 2, 3], present=[2])
@@ -314,16 +380,16 @@ def test_a_hospital_of_one_patient_or_none_sends_noise_like_any_other(
 
 def test_the_door_lets_nothing_exact_out(small: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer that forgets itself and moves a buffer, or a count that slips in, does not pass."""
-    real = private_round.update_of
+    real = local_part.update_of
 
     def with_buffer(received: Any) -> messages.Arrays:
         return real(received) | {"version": np.array(3)}
 
-    monkeypatch.setattr(private_round, "update_of", with_buffer)
+    monkeypatch.setattr(local_part, "update_of", with_buffer)
     of = content()
     refused_with(small.ask(of, training(1)), of, training(1), "internal_error")
 
-    monkeypatch.setattr(private_round, "update_of", real)
+    monkeypatch.setattr(local_part, "update_of", real)
     trained = messages.Trained
     monkeypatch.setattr(
         private_round, "Trained", lambda **given: trained(**given, examples=20, loss=0.5)

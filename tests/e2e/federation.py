@@ -133,7 +133,7 @@ def _site(folder: Path, home: Home, name: str, shift: int, privacy: dict[str, An
         "device": "cpu",
         "threads": 1,
         "data": {"root": "data/images", "layout": "dicom", "labels": "data/labels.csv"},
-        "policy": {"least_patients": 3},
+        "policy": {"least_patients": 3, "smallest_group": 1},
         "privacy": privacy,
     }
     site = path / "site.yaml"

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation import tasks
+from federation.fairness.layout import Layout
 from federation.figures import Figures
 from federation.messages import Answer, Evaluated, Tallied, Trained
 from federation.schema import Component
@@ -117,3 +118,50 @@ def test_which_figures_a_run_has() -> None:
     assert noisy.length == plain.length + 1 + noisy.tally
     untold: Any = SimpleNamespace(metrics={"dice": None}, tally=None)
     assert Figures.of(experiment(privacy=PRIVATE | {"metrics": "noisy"}), untold).tally == 0
+
+
+# --- counts by group -------------------------------------------------------------------------------
+
+COUNTING = Figures(("auc",), tally=2, counts=5)
+
+
+@given(st.lists(st.lists(st.integers(-(2**50), 2**50), min_size=5, max_size=5), max_size=6))
+def test_counts_add_up_exactly(hospitals: list[list[int]]) -> None:
+    answers = [Answer(1, counts=np.array(own, np.int64)) for own in hospitals]
+    summed = total(COUNTING, answers)
+    wanted = [sum(column) for column in zip(*hospitals, strict=True)] or [0] * 5
+    assert summed.counts.tolist() == wanted
+    assert summed.tallied is None
+    assert (summed.patients, summed.metrics) == (0, {})
+
+
+def test_counts_and_other_figures_do_not_get_in_each_other_s_way() -> None:
+    tallied = Tallied(np.array([1.5, -2.0]), 3.0)
+    evaluated = Evaluated({"auc": 0.75}, 8, 4)
+    whole = Answer(1, evaluated=evaluated, tallied=tallied, counts=np.arange(5))
+    summed = total(COUNTING, [whole, Answer(1), whole])
+    assert summed.counts.tolist() == [0, 2, 4, 6, 8]
+    assert summed.tallied.values.tolist() == [3.0, -4.0]
+    assert (summed.metrics, summed.held_out) == ({"auc": 0.75}, 8)
+    assert total(PLAIN, [Answer(1)]).counts is None
+
+
+@pytest.mark.parametrize(
+    "counts", [np.arange(4), np.arange(6), np.full(5, -(2**63)), np.full(5, 2**52)]
+)
+def test_counts_that_cannot_be_added_are_refused(counts: Any) -> None:
+    with pytest.raises(ValueError, match="counts that cannot be added"):
+        COUNTING.integers(Answer(1, counts=counts))
+
+
+def test_a_run_has_the_counts_of_its_experiment() -> None:
+    task = tasks.build(Component(name="chest_xray"))
+    exact = experiment(fairness={})
+    layout = Layout.of_experiment(exact, task)
+    assert layout is not None
+    assert Figures.of(exact, task).counts == layout.size > 1000
+    assert Figures.of(experiment(), task).counts == 0
+    noisy = PRIVATE | {"metrics": "noisy"}
+    assert Figures.of(experiment(privacy=noisy, fairness={}), task).counts == 0
+    sigma = {"noise_multiplier": 5.0}
+    assert Figures.of(experiment(privacy=noisy, fairness=sigma), task).counts == layout.size

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from federation import messages, wire
+from federation.fairness.cases import of_predictions
+from federation.fairness.counts import count
 from federation.messages import (
     Answer,
     Evaluated,
@@ -29,6 +31,7 @@ from federation.messages import (
     Trained,
     WireError,
 )
+from tests.federation.fairness import drawn
 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7, dtype=np.int64)}
 REQUEST = Request("run", 3, evaluate=True, train=True)
@@ -548,3 +551,110 @@ def test_whatever_the_fields_hold_a_protected_answer_is_whole_or_refused(
 
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Phase) else value
+
+
+# --- counts by group -------------------------------------------------------------------------------
+
+LAYOUT = drawn.layout(attributes=("sex",), score_bins=8)
+COUNTING = replace(EXPECTED, counts=LAYOUT)
+COUNTING_NOISILY = replace(NOISY, counts=LAYOUT)
+
+
+def counts(seed: int = 0, patients: int = 30) -> np.ndarray[Any, Any]:
+    predictions = drawn.hospital(np.random.default_rng(seed), patients)
+    return count(of_predictions(predictions, drawn.CHEST, LAYOUT), LAYOUT)
+
+
+def with_counts(vector: Any) -> Answer:
+    return replace(answer(), counts=vector)
+
+
+def test_counts_survive_the_wire_and_the_disk() -> None:
+    records = wire.answer_to_records(with_counts(counts()))
+    for arrived in (records, wire.records_from_bytes(wire.records_to_bytes(records))):
+        found = read(arrived, expected=COUNTING).counts
+        assert found is not None
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, counts())
+    nothing = replace(answer(), evaluated=None)
+    assert read(wire.answer_to_records(nothing), expected=COUNTING).counts is None
+
+
+def test_counts_come_with_an_evaluation_or_not_at_all() -> None:
+    sent = wire.answer_to_records(with_counts(counts()))
+    for records, expected in (
+        (sent, EXPECTED),
+        (wire.answer_to_records(answer()), COUNTING),
+        (wire.answer_to_records(replace(with_counts(counts()), evaluated=None)), COUNTING),
+    ):
+        with pytest.raises(WireError) as refused:
+            read(records, expected=expected)
+        assert refused.value.reason is Reason.MALFORMED
+    with pytest.raises(WireError):
+        read(sent, replace(REQUEST, evaluate=False), COUNTING)
+
+
+def _moved(vector: Any) -> Any:
+    """A case in another bin of one group alone: all totals stay as they were."""
+    array = vector.copy().reshape(LAYOUT.shape)
+    place = tuple(np.argwhere(array[1] > 0)[0])
+    array[(1, *place)] -= 1
+    array[(1, *place[:-1], (place[-1] + 1) % array.shape[-1])] += 1
+    return array.reshape(-1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda v: v[:-1], Reason.WRONG_SHAPE),
+        (lambda v: np.append(v, 0), Reason.WRONG_SHAPE),
+        (lambda v: np.zeros(1 << 22, np.int64), Reason.WRONG_SHAPE),
+        (lambda v: -v, Reason.MALFORMED),
+        (lambda v: v + np.eye(1, len(v), dtype=np.int64)[0], Reason.MALFORMED),
+        (_moved, Reason.MALFORMED),
+        (lambda v: v << 50, Reason.MALFORMED),
+    ],
+)
+def test_counts_that_no_cases_make_are_refused(spoil: Any, reason: Reason) -> None:
+    with pytest.raises(WireError) as refused:
+        read(wire.answer_to_records(with_counts(spoil(counts()))), expected=COUNTING)
+    assert refused.value.reason is reason
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_no_bytes_in_place_of_counts_get_past(content: bytes, private: bool) -> None:
+    whole = private_answer(tallied=TALLIED, counts=counts()) if private else with_counts(counts())
+    records = wire.answer_to_records(whole)
+    records["head"]["counts"] = content
+    with pytest.raises(WireError):
+        read(records, expected=COUNTING_NOISILY if private else COUNTING)
+
+
+@given(st.integers(0, 400), st.integers(1, 255))
+def test_a_changed_byte_of_counts_is_refused_or_still_counts(place: int, by: int) -> None:
+    records = wire.answer_to_records(with_counts(counts()))
+    content = bytearray(records["head"]["counts"])  # type: ignore[arg-type]
+    content[place % len(content)] ^= by
+    records["head"]["counts"] = bytes(content)
+    try:
+        found = read(records, expected=COUNTING).counts
+    except WireError:
+        return
+    assert found is not None
+    assert LAYOUT.adds_up(found)
+
+
+def test_noisy_counts_have_one_size_and_may_be_negative() -> None:
+    sizes = set()
+    for vector in (counts(), counts() * 0, counts(1) - 40, counts(2) * 1000):
+        records = wire.answer_to_records(private_answer(tallied=TALLIED, counts=vector))
+        found = read(records, expected=COUNTING_NOISILY).counts
+        np.testing.assert_array_equal(found, vector)
+        sizes.add(len(records["head"]["counts"]))  # type: ignore[arg-type]
+    assert sizes == {8 * LAYOUT.size}
+    for missing in (private_answer(tallied=TALLIED), private_answer(counts=counts())):
+        with pytest.raises(WireError):
+            read(wire.answer_to_records(missing), expected=COUNTING_NOISILY)
+    with pytest.raises(WireError):
+        huge = private_answer(tallied=TALLIED, counts=counts() + (1 << 60))
+        read(wire.answer_to_records(huge), expected=COUNTING_NOISILY)

@@ -40,6 +40,13 @@ def call(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
         (["coordinator", "run", "run=Bad/Name", "--home", "HOME"], "letters a-z"),
         (["coordinator", "run", "resume=none", "--home", "HOME"], "does not answer"),
         (["coordinator", "report", "none", "--home", "HOME"], "there is no run 'none'"),
+        (["coordinator", "card", "none", "--home", "HOME"], "there is no run 'none'"),
+        (["coordinator", "compare", "none", "--home", "HOME"], "no run or sweep 'none'"),
+        (["coordinator", "run", "-m", "resume=none", "--home", "HOME"], "no sweep 'none'"),
+        (
+            ["coordinator", "run", "-m", "strategy=fedavg,fedprx", "--home", "HOME"],
+            "did you mean 'fedprox'?",
+        ),
         (["coordinator", "stop", "none", "--home", "HOME"], "there is no run 'none'"),
         (["coordinator", "provision", "none.yaml"], "there is no none.yaml"),
         (["coordinator", "hospital", "add", "none", "--home", "HOME"], "hospital identity create"),
@@ -75,7 +82,7 @@ def test_help_has_an_example_for_each_command(program: str) -> None:
     shown = call(program, "--help").stdout
     commands = {
         "coordinator": [
-            *("provision", "start", "run", "status", "stop", "report"),
+            *("provision", "start", "run", "status", "stop", "report", "compare"),
             *("hospital add", "hospital remove", "hospital rotate", "hospital list"),
         ],
         "hospital": [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from federation import models, registry, tasks
-from federation.schema import ConfigError, Experiment
+from federation.schema import ConfigError, Experiment, Fairness
 from server_app.compose import CONFIGS, choices, experiment
 
 DP = ["privacy=patient_dp"]
@@ -16,7 +16,8 @@ DP = ["privacy=patient_dp"]
 
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_file_composes(name: str) -> None:
-    composed = experiment([f"experiment={name}"])
+    more = ["evaluation.leave_out=north"] if name == "leave_one_out" else []
+    composed = experiment([f"experiment={name}", *more])
     assert composed.name == name.replace("_", "-") or composed.name == name
 
 
@@ -108,6 +109,41 @@ def test_noisy_metrics_of_a_task_without_a_tally_are_refused_by_name(
             [*DP, "privacy.noise_multiplier=9", "model.norm=batch"],
             ["BatchNorm", "model.norm=group"],
         ),
+        (["experiment=leave_one_out"], ["say which hospital", "evaluation.leave_out=NAME"]),
+        (
+            ["evaluation.leave_out=a", "participation.hospitals=[b,c,d]"],
+            ["'a'", "participation.hospitals does not name", "add it there"],
+        ),
+        (
+            ["evaluation.leave_out=a", "participation.hospitals=[a,b]"],
+            ["participation.least is 2", "names only 1"],
+        ),
+        (
+            [*DP, "evaluation.leave_out=a"],
+            ["privacy.metrics=none", "choose privacy.metrics=noisy or public"],
+        ),
+        (
+            ["evaluation.leave_out=a", "evaluation.held_out=0"],
+            ["evaluation.held_out=0 leaves none", "0.25"],
+        ),
+        (
+            ["evaluation.leave_out=a", "strategy=fedper"],
+            ["evaluation.leave_out", "strategy=fedper keeps", "choose strategy=fedavg"],
+        ),
+        (["fairness=by_grup"], ["'by_grup'", "did you mean 'by_group'"]),
+        (["fairness=none", "fairness.pairs=true"], ["no fairness", "fairness=by_group"]),
+        (["fairness.pars=true"], ["'pars'", "did you mean 'pairs'"]),
+        (["fairness.attributes=[sex,age]"], ["fairness.attributes", "'age'"]),
+        (
+            [
+                "fairness.attributes=[sex,age_band,manufacturer,field_strength,view,breast_density]",
+                "fairness.pairs=true",
+                "fairness.score_bins=256",
+            ],
+            ["counts a hospital", "pairs=false"],
+        ),
+        (["fairness.noise_multiplier=5"], ["privacy=patient_dp", "leave it null"]),
+        ([*DP, "fairness.noise_multiplier=5"], ["privacy.metrics=none", "metrics=noisy"]),
         (["codec=int88"], ["codec", "'int88'", "did you mean 'int8'"]),
         (["codec=[rand_q,int4]"], ["'rand_q'", "did you mean 'rand_k'"]),
         (["codec=rand_k,int4"], ["brackets", "codec=[rand_k,int4]"]),
@@ -245,3 +281,21 @@ def test_a_strategy_is_one_file_and_one_config(
     composed: Experiment = experiment(["strategy=half"], configs=configs)
     model, _ = strategies.build(composed).step({"w": np.ones(1)}, {"w": np.ones(1)}, {})
     assert model["w"][0] == 1.25
+
+
+def test_counts_by_group_are_as_the_schema_has_them_and_can_be_left_out() -> None:
+    assert experiment([]).fairness == Fairness()
+    assert experiment(["fairness=none"]).fairness is None
+    private = experiment(DP)  # nothing is refused, and nothing leaves
+    assert private.fairness == Fairness()
+    assert private.counted is None
+    noisy = [*DP, "privacy.metrics=noisy", "fairness.noise_multiplier=30"]
+    counted = experiment(noisy)
+    assert counted.counted is not None
+    # the run's ε pays for them: more noise in its training
+    without = experiment(noisy[:-1])
+    assert counted.privacy is not None
+    assert without.privacy is not None
+    assert counted.privacy.noise_multiplier is not None
+    assert without.privacy.noise_multiplier is not None
+    assert counted.privacy.noise_multiplier > without.privacy.noise_multiplier

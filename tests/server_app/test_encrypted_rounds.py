@@ -128,7 +128,7 @@ RELEASED = CKKS | {"release": "coordinator"}
 @pytest.fixture
 def willing(five: Hospitals, monkeypatch: pytest.MonkeyPatch) -> Hospitals:
     """Hospitals whose policy lets a final model go."""
-    policy = Policy(code="any", least_patients=1, release="coordinator")
+    policy = Policy(code="any", least_patients=1, smallest_group=1, release="coordinator")
     for name, site in list(five.sites.items()):
         monkeypatch.setitem(five.sites, name, site.model_copy(update={"policy": policy}))
     return five

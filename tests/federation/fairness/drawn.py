@@ -10,8 +10,7 @@ import torch
 
 from federation import tasks
 from federation.fairness.layout import Layout
-from federation.fairness.options import Options
-from federation.schema import Component
+from federation.schema import Component, Fairness
 from federation.tasks import Prediction, Task
 
 CHEST, MAMMOGRAPHY, ALZHEIMERS, HIPPOCAMPUS, TUMOUR = (
@@ -24,7 +23,7 @@ MAKERS = ("siemens", "ge", "shimadzu", "unknown")
 
 
 def layout(task: Task = CHEST, **options: Any) -> Layout:
-    return Layout.of(Options(**options), task)
+    return Layout.of(Fairness(**options), task)
 
 
 def binary(log_odds: float, label: int, patient: str = "p", **attributes: str) -> Prediction:

@@ -17,8 +17,7 @@ from client_app.imaging.attributes import _AGE_BANDS, _FIELD_STRENGTHS, _VIEWS, 
 from federation.fairness.cases import Cases, of_predictions
 from federation.fairness.counts import as_array, count, named, nonnegative, sensitivity
 from federation.fairness.layout import UNKNOWN, WITHHELD, score_edges
-from federation.fairness.options import AGES, Options
-from federation.schema import ConfigError, parse
+from federation.schema import AGES, ConfigError, Fairness, parse
 from federation.tasks import Prediction
 from tests.federation.fairness.drawn import (
     ALZHEIMERS,
@@ -124,7 +123,7 @@ def test_ages_are_joined_to_the_bands_that_the_experiment_names() -> None:
 )
 def test_options_are_closed(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        parse(Options, options)
+        parse(Fairness, options)
 
 
 def test_a_layout_of_too_many_cells_is_refused() -> None:

@@ -237,7 +237,7 @@ def test_a_run_costs_what_its_requests_charge(
     charges: list[Mechanism] = []
     assert content.privacy is not None
     for request in asked:
-        charges += of_evaluation(content.privacy) if request.evaluate else []
+        charges += of_evaluation(content) if request.evaluate else []
         charges += [of_training(content.privacy, content.training)] if request.train else []
     assert merge(charges) == merge(of_run(content))
     assert sum(request.evaluate for request in asked) == evaluations(content)

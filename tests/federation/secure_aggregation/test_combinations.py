@@ -28,6 +28,8 @@ def composed(secure: str, *overrides: str) -> Experiment:
         ("codec=[head,int4]",),
         ("codec=[adapters,int8]",),
         ("strategy=fedadam",),
+        ("strategy=norm_bound", "strategy.bound=1.0"),
+        ("participation.largest_update_norm=1.0",),
         ("privacy=patient_dp", "codec=int8"),
     ],
 )
@@ -49,7 +51,8 @@ def test_what_can_be_summed_is_taken(secure: str, overrides: tuple[str, ...]) ->
             "choose codec=int16, int8 or int4",
         ),
         (("codec=[top_k,int8]",), "cannot add up what codec.sparsify=top_k", "rand_k or adapters"),
-        (("participation.largest_update_norm=1.0",), "single updates", "leave it null"),
+        (("strategy=norm_bound",), "looks at single updates", "strategy.bound=NUMBER"),
+        (("evaluation.leave_out=north",), "asks one hospital", "leave it null"),
         (("participation.hospitals=[a,b]",), "names 2", "name more"),
         (
             ("participation.hospitals=[a,b,c]", "secure_aggregation.least=4"),
