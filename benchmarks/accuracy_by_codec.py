@@ -254,7 +254,7 @@ def _federate(
     hospitals: Sequence[Hospital],
 ) -> Result:
     began = time.monotonic()
-    run = Run(experiment, tasks.build(experiment.task), hospitals)
+    run = Run(experiment, tasks.of_experiment(experiment), hospitals)
     course: dict[int, float] = {}
     for number in range(1, experiment.rounds + 1):
         run.round()
@@ -274,7 +274,7 @@ def _federate(
 
 
 def _hospitals(data: str, experiment: Experiment, folder: Path) -> list[Hospital]:
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     if data == "hippocampus":
         groups = [
             hippocampus_dice._hospital(name, task, experiment)
@@ -318,7 +318,7 @@ def _write(path: Path | None, known: dict[str, Result]) -> None:
 
 
 def _print_header(arguments: argparse.Namespace, exact: Sequence[Result]) -> None:
-    task = tasks.build(_experiment(arguments, "none", exact[0].seed).task)
+    task = tasks.of_experiment(_experiment(arguments, "none", exact[0].seed))
     print(f"{arguments.data}: {task.headline} after {exact[0].rounds} rounds", end=", ")
     print(f"seeds {' '.join(str(result.seed) for result in exact)}; of none after some rounds:")
     for result in exact:

@@ -78,13 +78,13 @@ def main() -> None:
             for seed in arguments.seeds:
                 experiment = _experiment(arguments.data, target, seed, arguments.overrides)
                 network = _federate(experiment, hospitals)
-                for group, auroc in _measure(network, tasks.build(experiment.task), hospitals):
+                for group, auroc in _measure(network, tasks.of_experiment(experiment), hospitals):
                     found[group].append(auroc)
             _print(target, experiment, found)
 
 
 def _federate(experiment: Experiment, hospitals: Sequence[Hospital]) -> nn.Module:
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     network = models.build(experiment.model, task, seed=experiment.seed)
     sizes = [len(hospital.by_patient()) for hospital in hospitals]
     for number in range(1, experiment.rounds + 1):
@@ -156,7 +156,7 @@ def _print(target: float, experiment: Experiment, found: dict[str, list[float]])
 
 def _hospitals(arguments: argparse.Namespace, folder: Path) -> list[Hospital]:
     experiment = _experiment(arguments.data, math.inf, 0, arguments.overrides)
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     if arguments.data == "nih":
         detectors = write_hospitals(folder)
         count = 3

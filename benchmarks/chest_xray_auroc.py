@@ -48,7 +48,7 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     experiment = _experiment(arguments)
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     with tempfile.TemporaryDirectory(prefix="nih-cxr-") as folder:
         detectors = write_hospitals(Path(folder))
         parts = [

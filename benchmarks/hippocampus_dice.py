@@ -56,7 +56,7 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     experiment = _experiment(arguments)
-    task = tasks.build(experiment.task)
+    task = tasks.of_experiment(experiment)
     hospitals = [_hospital(name, task, experiment) for name in _groups()]
     for hospital in hospitals:
         print(

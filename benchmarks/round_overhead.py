@@ -92,7 +92,7 @@ def _compare(name: str, parameters: int, arguments: argparse.Namespace) -> Compa
 def _shapes(parameters: int, rounds: int) -> list[tuple[int, ...]]:
     """Shapes of our model's arrays, which stock Flower exchanges too."""
     experiment = _consilium.experiment(parameters, rounds)
-    network = models.build(experiment.model, tasks.build(experiment.task), seed=experiment.seed)
+    network = models.build(experiment.model, tasks.of_experiment(experiment), seed=experiment.seed)
     return [array.shape for array in models.arrays_of(network).values()]
 
 
