@@ -8,7 +8,7 @@ of the breasts', as in McKinney et al. 2020 (doi:10.1038/s41586-019-1799-6) and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from monai.transforms import (
     RandAffined,
     RandFlipd,
     RandGaussianNoised,
+    Randomizable,
 )
 from numpy.typing import NDArray
 from pydantic import Field
@@ -177,9 +178,8 @@ def _random(options: Options) -> Compose:
     edges = [options.translation * edge for edge in options.size]
     return Compose(
         [
-            partial(
-                _in_air,
-                move=RandAffined(
+            _InAir(
+                RandAffined(
                     "image",
                     prob=0.8,
                     rotate_range=options.rotation,
@@ -187,7 +187,7 @@ def _random(options: Options) -> Compose:
                     scale_range=[options.scaling, options.scaling],
                     mode="bilinear",
                     padding_mode="zeros",
-                ),
+                )
             ),
             RandFlipd("image", prob=0.5, spatial_axis=0),
             RandAdjustContrastd("image", prob=0.5, gamma=(0.7, 1.5)),
@@ -197,13 +197,22 @@ def _random(options: Options) -> Compose:
     )
 
 
-def _in_air(
-    sample: dict[str, Any], *, move: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, Any]:
+class _InAir(Randomizable):  # type: ignore[misc]
     """What comes in from beyond the edges is air, the darkest value, which harmonisation may move."""
-    air = sample["image"].min()
-    moved = move({**sample, "image": sample["image"] - air})
-    return {**moved, "image": moved["image"] + air}
+
+    def __init__(self, move: RandAffined) -> None:
+        self.move = move
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> _InAir:
+        self.move.set_random_state(seed, state)
+        return self
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        air = sample["image"].min()
+        moved = self.move({**sample, "image": sample["image"] - air})
+        return {**moved, "image": moved["image"] + air}
 
 
 def _measure(predictions: Sequence[Prediction]) -> dict[str, float]:

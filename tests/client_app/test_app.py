@@ -117,7 +117,7 @@ def test_the_stricter_number_of_steps_wins(site: Site, monkeypatch: pytest.Monke
     real = loop.train
 
     def spy(*args: Any, **kwargs: Any) -> Any:
-        steps.append(args[3].local_steps)
+        steps.append(kwargs["training"].local_steps)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train", spy)

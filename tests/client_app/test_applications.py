@@ -16,6 +16,7 @@ from client_app.imaging.set_aside import Reason
 from client_app.patients import Patients, load_patients
 from client_app.site import Data, Site
 from federation import models, tasks, wire
+from federation.fairness.layout import Layout
 from federation.messages import Expected, Request, Shape
 from federation.schema import Component, Experiment, parse
 from server_app import compose
@@ -67,7 +68,8 @@ def test_an_exchange_from_the_images_to_the_update(task: str, tmp_path: Path) ->
         {"experiment": experiment.canonical(), "experiment-sha256": experiment.sha256()},
         site,
     )
-    expected = Expected(Shape.of(sent), frozenset(built.metrics))
+    layout = Layout.of_experiment(experiment, built)
+    expected = Expected(Shape.of(sent), frozenset(built.metrics), counts=layout)
     answer = wire.answer_from_records(records, request, expected)
     assert answer.refused is None, (site.state / "errors.jsonl").read_text()
     assert answer.trained is not None

@@ -730,7 +730,11 @@ def test_whatever_comes_gets_a_reason(
     assert reason in {*Reason, ""}
     trained = errors.exists() and "must_not_train" in errors.read_text()[len(written) :]
     if reason == Reason.INTERNAL_ERROR:
-        assert trained and (letter, blob) == good[Phase.WORK], errors.read_text()
+        assert trained and phase is Phase.WORK
+        well = good[Phase.WORK]
+        # sealer and box of the key are read by a hospital without one alone
+        assert letters.split(letter, 4)[:2] == letters.split(well[0], 4)[:2]
+        assert blob == well[1]
     elif reason == "" and phase is not Phase.WORK:
         assert letter == good[phase][0]
 

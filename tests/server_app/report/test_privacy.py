@@ -70,8 +70,8 @@ def test_an_upper_bound_is_never_shown_smaller_nor_a_lower_one_larger(value: flo
 @given(st.floats(1e-12, 0.5))
 def test_a_small_probability_is_rounded_up_to_two_digits(value: float) -> None:
     shown = wording.power(value).translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
-    leading, _, exponent = shown.rpartition("10")
-    read = float(leading.removesuffix(" × ") or 1) * 10 ** int(exponent)
+    leading, _, exponent = shown.rpartition("10-")
+    read = float(leading.removesuffix(" × ") or 1) * 10 ** -int(exponent)
     assert value * (1 - 1e-6) <= read <= value * 1.1
 
 
