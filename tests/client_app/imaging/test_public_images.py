@@ -76,8 +76,10 @@ def test_each_skew_is_the_one_it_says(radiographs: Path, tmp_path: Path) -> None
         return deal(radiographs, "chest_xray", how, folders(tmp_path / how), alpha=0.1)
 
     assert [one.patients for one in images("size_skew")] == [57, 17, 6]
-    shares = [one.labels["pneumonia"] / one.images for one in images("label_skew")]
-    assert max(shares) - min(shares) > 0.2
+    ill = {how: [one.labels["pneumonia"] for one in images(how)] for how in ("demo", "label_skew")}
+    assert sum(ill["demo"]) == sum(ill["label_skew"]) == 32
+    assert max(ill["demo"]) - min(ill["demo"]) <= 1
+    assert max(ill["label_skew"]) - min(ill["label_skew"]) > 5
     of_study = {
         public_images.study(row): public_images.detector(row)
         for row in public_images.read_rows(radiographs / "metadata.csv")
