@@ -10,7 +10,7 @@ from pathlib import Path
 import chest_xray_auroc
 import hippocampus_dice
 
-from client_app.imaging import phantoms, skew
+from client_app.imaging import phantoms, public_images
 from client_app.imaging.cache import CachedCases
 from client_app.imaging.cohort import build_cohort
 from client_app.imaging.image import Case
@@ -70,33 +70,23 @@ def _phantoms(how: str) -> Prepare:
 def _radiographs(experiment: Experiment, task: Task, folder: Path, _: int) -> list[Hospital]:
     """Real radiographs by detector: 0.7 of each detector's patients at one hospital, as the rest would
     leave a hospital with one label."""
-    rows = chest_xray_auroc._rows()
-    detectors = {row["patient"]: _detector(row["detector_proxy"]) for row in rows}
-    patients = sorted(detectors)
-    parts = skew.by_attribute(
-        [detectors[name] for name in patients], HOSPITALS, seed=experiment.seed, purity=0.7
-    )
-    at = {patients[place]: number for number, part in enumerate(parts) for place in part.tolist()}
-    tables = {number: ["study,label"] for number in range(HOSPITALS)}
-    groups = {}
-    for number in tables:
-        (folder / str(number) / "images").mkdir(parents=True)
-    for row in rows:
-        name, number = row["image"].replace(".png", ".dcm"), at[row["patient"]]
-        tables[number].append(f"{chest_xray_auroc._uid(row['image'])},{row['pneumonia']}")
-        chest_xray_auroc._save(folder / str(number) / "images" / name, row)
-        groups[name] = _detector(row["detector_proxy"])
-    for number, lines in tables.items():
-        (folder / str(number) / "labels.csv").write_text("\n".join(lines))
+    folders = [folder / str(number) for number in range(HOSPITALS)]
+    source = chest_xray_auroc.DATA
+    public_images.deal(source, task.name, "scanner_skew", folders, seed=experiment.seed)
+    groups = {
+        public_images.dicom_name(row): public_images.detector(row)
+        for row in chest_xray_auroc.rows()
+    }
     return [
-        _read(f"hospital-{number}", folder / str(number), experiment, task, groups)
-        for number in tables
+        _read(f"hospital-{number}", place, experiment, task, groups)
+        for number, place in enumerate(folders)
     ]
 
 
 def _hippocampi(experiment: Experiment, task: Task, _: Path, __: int) -> list[Hospital]:
     hospitals = [
-        hippocampus_dice._hospital(group, task, experiment) for group in hippocampus_dice._groups()
+        hippocampus_dice.read_hospital(group, task, experiment)
+        for group in hippocampus_dice.intensity_groups()
     ]
     return [
         Hospital(
@@ -126,11 +116,6 @@ def _read(
         for part in (cohort.training, cohort.held_out)
     )
     return Hospital(name, training, apart, list(cohort.held_out), groups or {})
-
-
-def _detector(spacing: str) -> str:
-    """The two that have both labels, and the others together."""
-    return f"d{spacing.replace('.', '')}" if spacing in ("0.168", "0.171") else "other"
 
 
 _BY_SCANNER = Fairness(attributes=("manufacturer", "sex", "age_band"), least_cases=5)

@@ -277,8 +277,8 @@ def _hospitals(data: str, experiment: Experiment, folder: Path) -> list[Hospital
     task = tasks.of_experiment(experiment)
     if data == "hippocampus":
         groups = [
-            hippocampus_dice._hospital(name, task, experiment)
-            for name in hippocampus_dice._groups()
+            hippocampus_dice.read_hospital(name, task, experiment)
+            for name in hippocampus_dice.intensity_groups()
         ]
         return [Hospital(g.name, g.training, g.held_out, g.held_out_cases) for g in groups]
     own = folder / str(experiment.seed)

@@ -15,18 +15,15 @@ again.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 import torch
-from matplotlib.image import imread
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 from torch import Tensor, nn
 
+from client_app.imaging import public_images
 from client_app.imaging.cache import CachedCases
 from client_app.imaging.cohort import build_cohort
 from client_app.site import Data
@@ -129,48 +126,22 @@ def write_hospitals(folder: Path) -> dict[str, str]:
     tables = {number: ["study,label"] for number in range(HOSPITALS)}
     for number in range(HOSPITALS):
         (folder / str(number) / "images").mkdir(parents=True)
-    for row in _rows():
+    for row in rows():
         digest = hashlib.sha256(row["patient"].encode()).digest()
         hospital = digest[0] % HOSPITALS
         # A patient may be healthy in one image and ill in another: each image is its own study.
-        tables[hospital].append(f"{_uid(row['image'])},{row['pneumonia']}")
-        name = row["image"].replace(".png", ".dcm")
-        _save(folder / str(hospital) / "images" / name, row)
-        detectors[name] = row["detector_proxy"]
+        tables[hospital].append(f"{public_images.study(row)},{row['pneumonia']}")
+        public_images.write_dicom(DATA, row, folder / str(hospital) / "images")
+        detectors[public_images.dicom_name(row)] = row["detector_proxy"]
     for number, lines in tables.items():
         (folder / str(number) / "labels.csv").write_text("\n".join(lines))
     return detectors
 
 
-def _save(path: Path, row: dict[str, str]) -> None:
-    pixels = imread(DATA / "images_256" / row["image"])
-    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.SOPClassUID = ComputedRadiographyImageStorage
-    header.SOPInstanceUID = generate_uid(entropy_srcs=["instance", row["image"]])
-    header.StudyInstanceUID = _uid(row["image"])
-    header.SeriesInstanceUID = generate_uid(entropy_srcs=["series", row["image"]])
-    header.Modality, header.PatientID, header.ViewPosition = "CR", row["patient"], row["view"]
-    header.PatientSex, header.PatientAge = row["sex"], f"{int(row['age']):03d}Y"
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-    header.Rows, header.Columns = grey.shape
-    header.BitsAllocated = header.BitsStored = 8
-    header.HighBit, header.PixelRepresentation = 7, 0
-    header.PixelData = (grey * 255).round().astype("uint8").tobytes()
-    header.save_as(path, enforce_file_format=True)
-
-
-def _uid(image: str) -> str:
-    return str(generate_uid(entropy_srcs=["study", image]))
-
-
-def _rows() -> list[dict[str, str]]:
+def rows() -> list[dict[str, str]]:
     if not DATA.is_dir():
         raise SystemExit(f"{DATA} is absent: the images are not part of the project")
-    with (DATA / "metadata.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return public_images.read_rows(DATA / public_images.RADIOGRAPHS)
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:

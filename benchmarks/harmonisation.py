@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     began = time.monotonic()
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    groups = hippocampus_dice._groups()
+    groups = hippocampus_dice.intensity_groups()
     print(f"{'variant':<34}{'seed':>5}{'mean':>9}{'worst':>9}", end="")
     print("".join(f"{group:>9}" for group in groups))
     for seed in arguments.seeds:
@@ -55,7 +55,8 @@ def main() -> None:
 def _dice_by_group(experiment: Experiment, leave_out: str | None) -> dict[str, float]:
     task = tasks.of_experiment(experiment)
     hospitals = [
-        hippocampus_dice._hospital(name, task, experiment) for name in hippocampus_dice._groups()
+        hippocampus_dice.read_hospital(name, task, experiment)
+        for name in hippocampus_dice.intensity_groups()
     ]
     trained = [hospital.training for hospital in hospitals if hospital.name != leave_out]
     network = hippocampus_dice._fit(task, experiment, trained)
@@ -88,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=VARIANTS)
-    parser.add_argument("--leave-out", choices=hippocampus_dice._groups(), default=None)
+    parser.add_argument("--leave-out", choices=hippocampus_dice.intensity_groups(), default=None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as for coordinator run")
     return parser.parse_args()

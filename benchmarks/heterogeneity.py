@@ -157,7 +157,7 @@ class Federation:
         return {one.name: self._predictions(one) for one in self.hospitals}
 
     def _train(self, hospital: Hospital) -> Trained:
-        experiment, (asked, received, part) = self.experiment, self._ask(hospital, train=True)
+        experiment, (asked, received, part) = self.experiment, self.ask(hospital, train=True)
         compared = partial(
             loop.mean_loss,
             received.network,
@@ -189,11 +189,11 @@ class Federation:
         )
 
     def _predictions(self, hospital: Hospital) -> list[Prediction]:
-        _, received, part = self._ask(hospital, train=False)
-        network = part._personal_network(part.local.personal) if part.local.personal else None
-        return predict(network or received.network, self.task, hospital)
+        _, received, part = self.ask(hospital, train=False)
+        return predict(part.personal_network() or received.network, self.task, hospital)
 
-    def _ask(self, hospital: Hospital, *, train: bool) -> tuple[Asked, Received, LocalPart]:
+    def ask(self, hospital: Hospital, *, train: bool) -> tuple[Asked, Received, LocalPart]:
+        """A request of the next round as the hospital has it, its network and what stays there."""
         state = self.folder / hospital.name
         site = Site(hospital=hospital.name, kit=state, state=state, data=Data(root=state))
         number = self.number if train else self.number + 1
@@ -333,7 +333,7 @@ def _run(
             for federation in federations:
                 federation.round()
             if strategy == "pooled":
-                network = federations[0]._ask(hospitals[0], train=False)[1].network
+                network = federations[0].ask(hospitals[0], train=False)[1].network
                 predicted = {one.name: predict(network, task, one) for one in hospitals}
             else:
                 predicted = {k: v for one in federations for k, v in one.predictions().items()}

@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     experiment = _experiment(arguments)
     task = tasks.of_experiment(experiment)
-    hospitals = [_hospital(name, task, experiment) for name in _groups()]
+    hospitals = [read_hospital(name, task, experiment) for name in intensity_groups()]
     for hospital in hospitals:
         print(
             f"{hospital.name}: {len(hospital.training)} training cases, "
@@ -124,7 +124,7 @@ def _dice(network: nn.Module, task: Task, hospital: Hospital) -> float:
     return measured[task.headline]
 
 
-def _hospital(group: str, task: Task, experiment: Experiment) -> Hospital:
+def read_hospital(group: str, task: Task, experiment: Experiment) -> Hospital:
     cases = [
         Case(
             Image(
@@ -170,7 +170,7 @@ def _rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _groups() -> list[str]:
+def intensity_groups() -> list[str]:
     return sorted({row["intensity_group"] for row in _rows()})
 
 

@@ -15,7 +15,7 @@ from client_app import norm_bound
 from client_app.local_state import LocalState
 from client_app.received import Asked, Received, learning_rate, local_seed, update_of
 from client_app.training import local, loop
-from client_app.training.local import Local, Personal, Worked, _kept
+from client_app.training.local import Local, Worked, recalled
 from federation import models, strategies, tasks
 from federation.messages import Arrays, Evaluated
 from federation.schema import Experiment, Training
@@ -37,7 +37,7 @@ class LocalPart:
         """Raises ConfigError: the strategy refuses the experiment, or does not fit the network."""
         strategies.build(asked.experiment)
         request = asked.request
-        state = LocalState.of(asked.site.state, request.run)
+        state = LocalState.of(asked.site.state, request.run, asked.experiment.sha256())
         counted = request.counted if request.train else None
         memory = state.before(request.round) if counted is None else state.counted(counted)
         part = local.build(asked.experiment, received.network, memory, received.down)
@@ -84,10 +84,9 @@ class LocalPart:
         Its steps are on the batches of the training that is sent, and without a proximal term: what
         holds it near the global model is the strategy's.
         """
-        personal = self.local.personal
-        if personal is None:
+        network, personal = self.personal_network(), self.local.personal
+        if network is None or personal is None:
             return {}
-        network = self._personal_network(personal)
         training = self.asked.training.model_copy(update={"proximal_mu": 0.0})
         train(network, training=training, seed=local_seed(self.asked), correct=personal.correct)
         return {name: array.copy() for name, array in models.arrays_of(network).items()}
@@ -96,14 +95,18 @@ class LocalPart:
         self, evaluated: Evaluated, measure: Callable[[nn.Module], dict[str, float]]
     ) -> Evaluated:
         """The same, with what the personal model measures as it was after the round before."""
-        personal = self.local.personal
-        if personal is None:
+        network = self.personal_network()
+        if network is None:
             return evaluated
-        own = measure(self._personal_network(personal))
+        own = measure(network)
         named = {strategies.PERSONAL + name: value for name, value in own.items()}
         return replace(evaluated, metrics=evaluated.metrics | named)
 
-    def _personal_network(self, personal: Personal) -> nn.Module:
+    def personal_network(self) -> nn.Module | None:
+        """The personal model as it was after the round before; None where the strategy has none."""
+        personal = self.local.personal
+        if personal is None:
+            return None
         network = copy.deepcopy(self.received.network)
         for name, own in models.state_of(network).items():
             own.copy_(own.new_tensor(personal.start[name]))
@@ -122,8 +125,10 @@ class LocalPart:
                 steps=steps,
                 learning_rate=learning_rate(self.asked),
             )
-            state = LocalState.of(self.asked.site.state, self.asked.request.run)
             request = self.asked.request
+            state = LocalState.of(
+                self.asked.site.state, request.run, self.asked.experiment.sha256()
+            )
             state.keep(request.round, self.local.remember(worked), request.counted)
         return {
             name: np.zeros_like(array) if name in self.local.kept else array
@@ -143,7 +148,7 @@ def kept_here(state: Path, run: str, experiment: Experiment, network: nn.Module)
     if not strategies.has_personal_models(experiment):
         layers = strategies.kept_at_hospitals(experiment, network)
         own = {name: own[name] for name in sorted(layers)}
-    return _kept.recalled(LocalState.of(state, run).newest(), experiment, own) if own else None
+    return recalled(LocalState.of(state, run, experiment.sha256()).newest(), own) if own else None
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
     local/RUN/ROUND.safetensors   with its SHA-256 in front; written atomically, never sent
 
+RUN stands for the run and its experiment. What another experiment left under the same run's name is not
+used: it may have been trained without the noise that this one promises.
+
 A round that is done again starts from what the rounds before it left, as it did the first time; so the
 two newest are kept. Where the coordinator must agree with what is kept, a round starts from the last one
 that is in its mean (`Request.counted`), and what was kept of answers that came too late is forgotten.
@@ -20,6 +23,7 @@ import safetensors.numpy
 
 from client_app.policy import Refused
 from client_app.private_file import write_private
+from client_app.residual import run_folder
 from federation import wire
 from federation.messages import Arrays, Reason
 
@@ -29,13 +33,13 @@ _DIGEST = 32
 
 @dataclass(frozen=True)
 class LocalState:
-    """The files of one run."""
+    """The files of one run of one experiment."""
 
     folder: Path
 
     @classmethod
-    def of(cls, state: Path, run: str) -> LocalState:
-        return cls(state / "local" / hashlib.sha256(run.encode()).hexdigest()[:32])
+    def of(cls, state: Path, run: str, experiment_sha256: str) -> LocalState:
+        return cls(state / "local" / run_folder(run, experiment_sha256))
 
     def before(self, round_: int) -> Arrays:
         """What the newest whole file of a round before this one holds; empty where there is none."""

@@ -181,7 +181,7 @@ def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1
         WireError: scales that are none, or an update that is not finite.
     """
     chain, request = _chain(received), asked.request
-    left = Residual.of(asked.site.state, request.run)
+    left = Residual.of(asked.site.state, request.run, asked.experiment.sha256())
     # What the coordinator lacks of an answer that did not count is all of it, not what rounding left.
     start = request.round if request.counted is None else request.counted + 1
     before = left.before(start) if chain.codec.error_feedback else None

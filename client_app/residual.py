@@ -2,6 +2,9 @@
 
     residuals/RUN/ROUND.npy   float32, over the values that the codec exchanges
 
+RUN stands for the run and its experiment: of another experiment under the same run's name nothing is
+added, since its updates may have had less noise.
+
 A round that is done again starts from what the rounds before it left, as it did the first time; so the
 two newest are kept. The files hold what was left over of updates, and never leave.
 """
@@ -23,15 +26,20 @@ _KEPT = 2
 _RUNS = 3
 
 
+def run_folder(run: str, experiment_sha256: str) -> str:
+    """The name of a folder for what a hospital keeps of one run of one experiment."""
+    return hashlib.sha256(f"{experiment_sha256}{run}".encode()).hexdigest()[:32]
+
+
 @dataclass(frozen=True)
 class Residual:
-    """The files of one run."""
+    """The files of one run of one experiment."""
 
     folder: Path
 
     @classmethod
-    def of(cls, state: Path, run: str) -> Residual:
-        return cls(state / "residuals" / hashlib.sha256(run.encode()).hexdigest()[:32])
+    def of(cls, state: Path, run: str, experiment_sha256: str) -> Residual:
+        return cls(state / "residuals" / run_folder(run, experiment_sha256))
 
     def before(self, round_: int) -> NDArray[np.float32] | None:
         """What the newest round before this one left; None where there was none, or it is damaged."""

@@ -23,8 +23,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from client_app.imaging import phantoms
-from client_app.site import Data
+from client_app.imaging import phantoms, public_images
+from client_app.imaging.public_images import Dealt
 from federation.command_line import runs_as
 from federation.privacy import accounting
 from federation.processes import free_port, wait_until
@@ -61,6 +61,10 @@ def demo(
         float | None,
         typer.Option(help=f"Dirichlet's α of label_skew; {phantoms.ALPHA}.", show_default=False),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Public images to deal in place of phantoms.", show_default=False),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the run's folder and report go.")] = ROOT
     / "demo",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the state folder.")] = False,
@@ -71,9 +75,12 @@ def demo(
     scripts/demo --experiment tumour_segmentation
     scripts/demo --experiment private_demo privacy.epsilon=3
     scripts/demo --experiment label_skew --alpha 0.1 strategy=fedavg
+    scripts/demo --experiment scanner_skew --images ../shared/data/nih_cxr
     """
     if alpha is not None and experiment != "label_skew":
         raise ConfigError("--alpha goes with --experiment label_skew")
+    if images is not None and patients is not None:
+        raise ConfigError("--patients is how many phantoms are made, and --images has patients")
     chosen = [f"experiment={experiment}", *(overrides or [])]
     # composed here, so that a misspelt override is refused before anything is made
     composed = compose.experiment(chosen)
@@ -88,7 +95,7 @@ def demo(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with ExitStack() as running:
-            dealt = _dealt(state, experiment, task, names, patients, alpha)
+            dealt = _dealt(state, experiment, task, names, patients, alpha, images)
             sites = [
                 _hospital(state, composed, name, n, patients, dealt.get(name))
                 for n, name in enumerate(names)
@@ -133,19 +140,30 @@ def _dealt(
     names: tuple[str, ...],
     patients: int,
     alpha: float | None,
-) -> dict[str, Data]:
-    """Each hospital's data where the experiment is about hospitals that differ in one thing alone."""
-    if experiment not in phantoms.SKEWS:
-        return {}
+    images: Path | None,
+) -> dict[str, Dealt]:
+    """Each hospital's public images, or phantoms whose hospitals differ in one thing alone."""
     folders = [state / name / "data" for name in names]
     alpha = phantoms.ALPHA if alpha is None else alpha
+    if images is not None:
+        parts = public_images.deal(images, task, experiment, folders, alpha=alpha)
+        for name, part in zip(names, parts, strict=True):
+            words = ", ".join(f"{count} {label}" for label, count in part.labels.items())
+            told = f"{name}: {part.patients} patients, {part.images} images"
+            console.print(f"{told}: {words}" if words else told)
+        return dict(zip(names, parts, strict=True))
+    if experiment not in phantoms.SKEWS:
+        return {}
     made = phantoms.write_skewed(experiment, task, folders, patients=patients, alpha=alpha)
+    dealt = {}
     for name, data in zip(names, made, strict=True):
         rows = list(csv.DictReader((data.root.parent / "labels.csv").read_text().splitlines()))
         counted = sorted(Counter(row["label"] for row in rows).items())
         words = ", ".join(f"{count} {label}" for label, count in counted)
-        console.print(f"{name}: {len({row['patient'] for row in rows})} patients; labels: {words}")
-    return dict(zip(names, made, strict=True))
+        count = len({row["patient"] for row in rows})
+        console.print(f"{name}: {count} patients; labels: {words}")
+        dealt[name] = Dealt(data, count, len(rows))
+    return dealt
 
 
 def _hospital(
@@ -154,7 +172,7 @@ def _hospital(
     name: str,
     number: int,
     patients: int,
-    dealt: Data | None,
+    dealt: Dealt | None,
 ) -> Path:
     """A hospital's folder: images, labels, site configuration, keys and, for its budget, a ledger."""
     folder, task = state / name, experiment.task.name
@@ -164,8 +182,8 @@ def _hospital(
         count = patients + (number % 3 - 1) * patients // 4
         data = _phantoms(task, folder / "data", count, site=number, seed=number)
     else:
-        count = len(list(dealt.root.iterdir()))
-        data = {"data": dealt.model_dump(mode="json", exclude_defaults=True)}
+        count = dealt.patients
+        data = {"data": dealt.data.model_dump(mode="json", exclude_defaults=True)}
     site = yaml.safe_load((ROOT / f"configs/site/{task}.yaml").read_text())
     site |= {"hospital": name, "threads": 1, **data}
     if experiment.privacy is not None:

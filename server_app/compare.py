@@ -168,11 +168,12 @@ def measure(folder: RunFolder, metric: str | None = None) -> Measured:
             f"run {folder.name!r} has no metric {chosen!r}{nearest(chosen, task['metrics'])}"
         )
     lines = folder.metrics()
-    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    # of a run that ended as nobody answered any more, the one before is the last with a figure
+    evaluations = [
+        line for line in lines if line["kind"] == "evaluation" and chosen in line["overall"]
+    ]
     rounds = [line for line in lines if line["kind"] == "round"]
-    course = {
-        line["round"]: line["overall"][chosen] for line in evaluations if chosen in line["overall"]
-    }
+    course = {line["round"]: line["overall"][chosen] for line in evaluations}
     found: dict[str, Point | None] = {**_costs(rounds, lines)}
     if evaluations:
         last = evaluations[-1]
@@ -238,7 +239,6 @@ def _quality(
     line: Mapping[str, Any], metric: str, leave_out: str | None
 ) -> dict[str, Point | None]:
     """What one evaluation says."""
-    overall = line["overall"].get(metric)
     outside = line.get("left_out")
     name = outside.get("hospital") if isinstance(outside, Mapping) else outside or leave_out
     values = {
@@ -250,7 +250,7 @@ def _quality(
     if isinstance(outside, Mapping):
         left_out = outside.get("metrics", {}).get(metric, left_out)
     return {
-        "overall": None if overall is None else Point(overall),
+        "overall": Point(line["overall"][metric]),
         "worst_hospital": _worst(values, metric),
         "left_out": None if left_out is None else Point(left_out, name),
         **_by_group(line.get("fairness")),

@@ -89,7 +89,7 @@ def find(home: Home, asked: Sequence[str]) -> list[RunFolder]:
     from server_app.state import RunFolder
 
     home.federation()
-    known = sorted(path.name for path in home.runs.iterdir() if (path / "run.json").exists())
+    known = sorted(path.parent.name for path in home.runs.glob("[!.]*/run.json"))
     sweeps = sweep.names(home)
     found: dict[str, None] = {}
     for word in asked:

@@ -270,7 +270,7 @@ def runs_table(runs: Path) -> Table:
     table = Table(title="runs", box=None, title_justify="left", header_style="bold")
     for title in ("name", "state", "round", "note"):
         table.add_column(title)
-    for path in sorted(runs.glob("*/status.json")):
+    for path in sorted(runs.glob("[!.]*/status.json")):
         status = json.loads(path.read_text())
         state = status["state"]
         if state == "running" and not RunFolder(path.parent).is_conducted():

@@ -16,9 +16,11 @@ states are functions of the experiment's seed, the round and the hospital, so no
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -105,21 +107,29 @@ class RunFolder:
     def create(cls, path: Path, experiment: Experiment, record: dict[str, Any]) -> RunFolder:
         """A new run's folder with its experiment and the record of who runs which code.
 
+        It has all of these or is not there.
+
         Raises:
             ConfigError: there is such a run already.
         """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = cls(Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")))
+        made.path.chmod(0o755)
+        write_atomically(made.path / "experiment.json", experiment.canonical().encode())
+        made.write_record(record)
+        made.write_status("running", 0, experiment.rounds)
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
+            made.path.rename(path)  # onto nothing, or a folder with nothing in it
+        except OSError as error:
+            shutil.rmtree(made.path)
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
             raise ConfigError(
                 f"there is a run {path.name!r} already; go on with it by resume={path.name}, "
                 "or choose another run=NAME"
             ) from None
-        folder = cls(path)
-        write_atomically(path / "experiment.json", experiment.canonical().encode())
-        folder.write_record(record)
-        folder.write_status("running", 0, experiment.rounds)
-        return folder
+        sync_folder(path.parent)
+        return cls(path)
 
     def experiment(self) -> Experiment:
         """Raises ConfigError: no such run, or an experiment that was changed by hand."""

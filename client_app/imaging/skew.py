@@ -19,6 +19,15 @@ from federation.schema import ConfigError
 
 Positions = NDArray[np.int64]
 
+ALPHA = 0.3  # of Dirichlet's draw, unless another is named
+NOISY = 0.4  # share of labels that are wrong at a hospital with noisy ones
+_SIZES = (10, 3, 1)
+
+
+def unequal(hospitals: int) -> tuple[int, ...]:
+    """Sizes 10 : 3 : 1 to each other; further hospitals are as small as the third."""
+    return (*_SIZES, *[_SIZES[-1]] * hospitals)[:hospitals]
+
 
 def by_label(
     labels: Sequence[Hashable], hospitals: int, *, alpha: float, seed: int, least: int = 1

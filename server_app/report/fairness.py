@@ -346,9 +346,8 @@ def _silent(run: Run, groups: ByGroup) -> tuple[str, ...]:
     evaluation = run.last_by_group()
     if run.in_secret or evaluation is None or not groups.hospitals:
         return ()
-    return tuple(
-        m.hospital for m in evaluation.measured if m.ok and m.hospital not in groups.hospitals
-    )
+    counted = {name for name, at in groups.hospitals.items() if at.rows}
+    return tuple(m.hospital for m in evaluation.measured if m.ok and m.hospital not in counted)
 
 
 def _why_nothing(run: Run) -> str:

@@ -55,6 +55,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; list-style: none; pa
   margin: 1.4rem 0 0; font-size: .92rem; }
 nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
 
+.tiles + p { margin-top: 1rem; }
 .tiles { display: grid; grid-template-columns: repeat(12, 1fr); gap: 1px; margin: 1.4rem 0 0;
   background: var(--line); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
 .tile { background: var(--card); padding: 1rem 1.2rem 1.05rem; min-width: 0;

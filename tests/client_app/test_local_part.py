@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from client_app.local_state import LocalState
-from client_app.training.local import _kept
 from federation import strategies
 from federation.messages import Arrays
-from federation.schema import ConfigError
+from federation.schema import ConfigError, Experiment
 from federation.strategies import fedbn
 from tests.client_app.personal_rounds import (
     Federation,
@@ -47,9 +46,9 @@ def bits(arrays: Arrays) -> dict[str, bytes]:
 
 
 def own(federation: Federation, name: str) -> Arrays:
-    """What the hospital keeps, without the word of its experiment."""
-    memory = LocalState.of(federation.folder / name, federation.run).newest()
-    return {key: array for key, array in memory.items() if key != _kept._OF}
+    """What the hospital keeps."""
+    of = federation.of.sha256()
+    return LocalState.of(federation.folder / name, federation.run, of).newest()
 
 
 def worst(federation: Federation, metric: str = "accuracy") -> float:
@@ -265,12 +264,35 @@ def test_what_another_experiment_left_under_the_name_is_not_used(name: str, tmp_
     assert bits(fresh) == bits({key: first.model[key] for key in fresh})
 
 
+def test_corrections_of_another_experiment_are_not_used_either(tmp_path: Path) -> None:
+    """Made of updates without noise, they would leave with updates whose noise is charged."""
+
+    def of(steps: int) -> Experiment:
+        made = described("feddyn", alpha=0.5, training={"local_steps": steps})
+        equal = made.participation.model_copy(update={"weighting": "equal"})
+        return made.model_copy(update={"participation": equal})
+
+    first, second = (Federation(tmp_path, FLIPPED, of(steps)) for steps in (6, 5))
+    first.part("west", 1).finish(6, {})
+    state = LocalState.of(tmp_path / "west", first.run, first.of.sha256())
+    state.keep(1, {name: array + 1 for name, array in state.newest().items()})
+
+    def corrected(federation: Federation) -> bool:
+        part = federation.part("west", 2)
+        parameters = dict(part.received.network.named_parameters())
+        assert part.local.correct is not None
+        return any(part.local.correct(n, p.detach()).any() for n, p in parameters.items())
+
+    assert corrected(first)
+    assert not corrected(second)
+
+
 @pytest.mark.parametrize("damage", [b"", b"x", None])
 def test_a_damaged_memory_gives_way_to_the_one_before(damage: bytes | None, tmp_path: Path) -> None:
     federation = Federation(tmp_path, FLIPPED, described("fedper")).rounds(1)
     kept = own(federation, "west")
     federation.rounds(1)
-    state = LocalState.of(tmp_path / "west", federation.run)
+    state = LocalState.of(tmp_path / "west", federation.run, federation.of.sha256())
     file = state._file(2)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

@@ -19,6 +19,8 @@ from client_app.local_state import LocalState
 from client_app.policy import Refused
 from federation.messages import Arrays, Reason
 
+SHA256 = "of one experiment"
+
 
 def arrays(value: float) -> Arrays:
     return {"weight": np.full((2, 3), value, np.float32), "seen": np.array(int(value))}
@@ -30,19 +32,22 @@ def value(found: Arrays) -> float | None:
 
 @pytest.fixture
 def state(tmp_path: Path) -> LocalState:
-    return LocalState.of(tmp_path, "run")
+    return LocalState.of(tmp_path, "run", SHA256)
 
 
 def test_a_round_starts_from_what_the_one_before_left(state: LocalState, tmp_path: Path) -> None:
     assert state.before(1) == {}
     for number in range(1, 5):
         for _ in range(2):  # once more, after a crash: the same start, and then the same end
-            assert value(LocalState.of(tmp_path, "run").before(number)) == (number - 1 or None)
+            assert value(LocalState.of(tmp_path, "run", SHA256).before(number)) == (
+                number - 1 or None
+            )
             state.keep(number, arrays(number))
     assert state.rounds() == [3, 4]
     assert value(state.newest()) == 4
     np.testing.assert_equal(state.newest(), arrays(4))
-    assert LocalState.of(tmp_path, "other").newest() == {}
+    assert LocalState.of(tmp_path, "other", SHA256).newest() == {}
+    assert LocalState.of(tmp_path, "run", "of another").newest() == {}
 
 
 def test_rounds_after_one_that_is_done_again_are_forgotten(state: LocalState) -> None:
@@ -70,7 +75,7 @@ def test_what_did_not_count_is_passed_over_however_often(state: LocalState) -> N
 def test_what_counts_is_always_there(rounds: list[tuple[bool, bool, bool]]) -> None:
     """Rounds that are done twice, in which this hospital has no part, or whose answer is late."""
     with tempfile.TemporaryDirectory() as folder:
-        state, counted = LocalState.of(Path(folder), "run"), 0
+        state, counted = LocalState.of(Path(folder), "run", SHA256), 0
         for number, (twice, present, in_time) in enumerate(rounds, start=1):
             for _ in range(1 + twice):
                 if present:
@@ -105,7 +110,7 @@ _KEEPING = """
 import sys, numpy as np
 from pathlib import Path
 from client_app.local_state import LocalState
-state = LocalState.of(Path(sys.argv[1]), "run")
+state = LocalState.of(Path(sys.argv[1]), "run", "of one experiment")
 print("ready", flush=True)
 number = 1
 while True:
@@ -116,7 +121,7 @@ while True:
 
 
 def test_kill_9_leaves_what_was_kept(tmp_path: Path) -> None:
-    LocalState.of(tmp_path, "run").keep(1, {"weight": np.full(200_000, 1, np.float32)})
+    LocalState.of(tmp_path, "run", SHA256).keep(1, {"weight": np.full(200_000, 1, np.float32)})
     writer = subprocess.Popen(
         [sys.executable, "-c", _KEEPING, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -128,7 +133,7 @@ def test_kill_9_leaves_what_was_kept(tmp_path: Path) -> None:
         os.kill(writer.pid, signal.SIGKILL)
     said = [int(line) for line in writer.stdout.read().split()]
     writer.wait()
-    state, last = LocalState.of(tmp_path, "run"), max(said, default=1)
+    state, last = LocalState.of(tmp_path, "run", SHA256), max(said, default=1)
     for number in {last, max(last - 1, 1)}:
         weight = state.counted(number)["weight"]
         assert weight.shape == (200_000,)

@@ -208,6 +208,18 @@ def test_runs_that_failed_or_go_on_are_told_apart(tmp_path: Path) -> None:
     assert compare([going]).rows[0].states == ("not conducted",)
 
 
+def test_an_evaluation_that_nobody_answered_is_none(tmp_path: Path) -> None:
+    """A run ends so where its hospitals went away; what was measured before stands."""
+    folder = run(tmp_path / "a", composed(), (0.5, 0.8), state="failed")
+    hospitals = {name: {"status": "left out", "reason": "timeout"} for name in ("north", "east")}
+    folder.append_metrics(
+        {"kind": "evaluation", "round": 3, "overall": {}, "worst": {}, "hospitals": hospitals}
+    )
+    figures = compare([folder]).rows[0].figures
+    assert figures["overall"].mean == 0.8
+    assert figures["worst_hospital"].names == ("east",)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", composed(), (0.5,))
     other = run(tmp_path / "b", compose.experiment(["experiment=mammography"]), (0.5,))

@@ -29,7 +29,7 @@ from federation.messages import Arrays, Phase, Reason, Request, Shape
 from federation.privacy import accounting
 from federation.schema import ConfigError, Experiment
 from federation.secure_aggregation.combinations import require_summable
-from server_app.state import Checkpoint
+from server_app.state import Checkpoint, RunFolder
 from tests import hospitals as in_process
 from tests.hospitals import MASKS, SMALL, Hospitals, content, hospitals
 from tests.masked import CRASH, rows, same
@@ -69,8 +69,16 @@ def parameters(experiment: Experiment) -> list[str]:
     return [name for name, _ in network_of(experiment).named_parameters()]
 
 
+def state(made: Hospitals, name: str, run: str) -> LocalState:
+    return LocalState.of(made.sites[name].state, run, sha256(made, run))
+
+
+def sha256(made: Hospitals, run: str) -> str:
+    return RunFolder(made.folder / "runs" / run).experiment().sha256()
+
+
 def kept(made: Hospitals, name: str, run: str) -> Arrays:
-    return LocalState.of(made.sites[name].state, run).newest()
+    return state(made, name, run).newest()
 
 
 def mean_kept(made: Hospitals, run: str, parameter: str) -> Any:
@@ -194,7 +202,9 @@ def require_agreement(made: Hospitals, done: Checkpoint, of: Experiment, run: st
     chain = chains.build(of.codec, network_of(of), seed=of.seed) if of.codec else None
     missing, at, shapes = np.zeros(0), 0, {n: a.shape for n, a in done.model.items()}
     if chain is not None:
-        left = [Residual.of(site.state, run).before(99) for site in made.sites.values()]
+        left = [
+            Residual.of(site.state, run, of.sha256()).before(99) for site in made.sites.values()
+        ]
         missing = np.mean([part for part in left if part is not None], axis=0)
         shapes = chain.stages.exchange.shapes
     factor = 1 / (STEPS * RATE) if of.strategy.name == "scaffold" else 0.5
@@ -293,7 +303,7 @@ def test_an_answer_that_never_came_is_forgotten_at_the_hospital(
 def test_a_hospital_that_lost_its_memory_says_so_and_stays_out(name: str, three: Hospitals) -> None:
     run, experiment = f"lost-{name}", of(name, least=2, codec=None)
     three.conduct(experiment, run, rounds=1)
-    shutil.rmtree(LocalState.of(three.sites["lake"].state, run).folder)
+    shutil.rmtree(state(three, "lake", run).folder)
     done = three.conduct(experiment, run, rounds=2)
     last = rows(three, run)[-1]["hospitals"]
     assert {h: row["reason"] for h, row in last.items()} == {
@@ -325,7 +335,7 @@ def test_kill_9_between_remembering_and_answering(
                 app.respond(records, config, three.sites["hill"])
                 os._exit(0)
             killed.append(os.WTERMSIG(os.waitpid(child, 0)[1]))
-        assert LocalState.of(three.sites["hill"].state, run).rounds() == [1, 2]
+        assert state(three, "hill", run).rounds() == [1, 2]
         return CRASH
 
     through = three.conduct(experiment, f"whole-{name}", rounds=3)

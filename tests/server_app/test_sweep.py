@@ -282,3 +282,27 @@ def test_what_is_kept_is_what_was_planned(federated: Federated) -> None:
     assert sweep.read(federated.home, "p") == planned
     hashes = [one.experiment.sha256() for one in sweep.read(federated.home, "p").runs]
     assert hashes == [one.experiment.sha256() for one in planned.runs]
+
+
+def test_a_run_is_there_whole_or_not_at_all(
+    federated: Federated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as it is made, it is made again by whoever goes on with the sweep."""
+    assert federated.home is not None
+    of = compose.experiment(["experiment=demo"])
+    path, record = federated.home.runs / "monday", {"experiment_sha256": of.sha256()}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(path, of, record)
+    planned = sweep.Planned("monday", (), of)
+    assert sweep.state(federated.home, planned) == "new"
+    assert RunFolder.create(path, of, record).experiment() == of
+    with pytest.raises(ConfigError, match="resume=monday"):
+        RunFolder.create(path, of, record)
+    assert RunFolder(path).experiment() == of
+    assert sweep.state(federated.home, planned) == "begun"

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 from client_app.imaging.phantoms import _dealt
-from client_app.imaging.phantoms._dealt import ALPHA, SKEWS
+from client_app.imaging.phantoms._dealt import SKEWS
+from client_app.imaging.skew import ALPHA
 from client_app.site import Data
 from federation.schema import ConfigError, nearest
 

@@ -14,9 +14,6 @@ from client_app.imaging import skew
 from client_app.site import Data
 from federation.schema import ConfigError
 
-ALPHA = 0.3
-SIZES = (10, 3, 1)  # to each other; further hospitals are as small as the last
-NOISY = 0.4  # share of labels that are wrong at the hospital with noisy ones
 # Patients of each class that every hospital has: with a quarter held out it can train and be evaluated.
 LEAST = 15
 SKEWS = ("label_skew", "scanner_skew", "size_skew", "noisy_labels", "poisoned_update")
@@ -117,8 +114,7 @@ def write(
                     drawn.labels, len(folders), alpha=alpha, seed=seed, least=least
                 )
             else:
-                sizes = (*SIZES, *[SIZES[-1]] * len(folders))[: len(folders)]
-                parts = skew.by_size(drawn.labels, sizes, seed=seed)
+                parts = skew.by_size(drawn.labels, skew.unequal(len(folders)), seed=seed)
             made = [
                 drawn.give([drawn.names[at] for at in part], folder)
                 for part, folder in zip(parts, folders, strict=True)
@@ -135,7 +131,7 @@ def write(
                 write_phantom(folder, patients=patients, site=0, seed=seed + number)
                 for number, folder in enumerate(folders)
             ]
-            share = NOISY if how == "noisy_labels" else 1.0
+            share = skew.NOISY if how == "noisy_labels" else 1.0
             _Patients.read(made[-1], classes).relabel(share, seed)
             return made
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from federation import registry
-from federation.messages import Arrays
+from federation.messages import Arrays, Shape
 from federation.schema import Experiment
 
 Correction = Callable[[str, Tensor], Tensor]
@@ -79,6 +79,11 @@ class Local:
     phases: tuple[tuple[frozenset[str], float], ...] = ()
     personal: Personal | None = None
     remember: Callable[[Worked], Arrays] | None = None
+
+
+def recalled(memory: Arrays, like: Arrays) -> Arrays | None:
+    """What a memory holds; None where it is empty, or not of the same names, dtypes and shapes."""
+    return memory if Shape.of(memory) == Shape.of(like) else None
 
 
 def build(experiment: Experiment, network: nn.Module, memory: Arrays, down: Arrays) -> Local:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from client_app.training.local import Local
-from client_app.training.local._kept import recalled, remember
+from client_app.training.local import Local, Worked, recalled
 from federation import models, strategies
 from federation.messages import Arrays
 from federation.schema import Experiment
@@ -16,5 +15,9 @@ def build(experiment: Experiment, network: nn.Module, memory: Arrays, down: Arra
     names = strategies.kept_at_hospitals(experiment, network)
     came = models.arrays_of(network)
     came = {name: came[name].copy() for name in sorted(names)}
-    kept = recalled(memory, experiment, came)
-    return Local(kept=came if kept is None else kept, remember=remember(names, experiment))
+    kept = recalled(memory, came)
+
+    def remember(worked: Worked) -> Arrays:
+        return {name: worked.model[name] for name in came}
+
+    return Local(kept=came if kept is None else kept, remember=remember)

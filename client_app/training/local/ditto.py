@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from client_app.training.local import Local, Personal, Worked
-from client_app.training.local._kept import recalled, remembered
+from client_app.training.local import Local, Personal, Worked, recalled
 from federation import models, strategies
 from federation.messages import Arrays
 from federation.schema import Experiment
@@ -18,13 +17,13 @@ def build(experiment: Experiment, network: nn.Module, memory: Arrays, down: Arra
     weight = strategies.options(experiment).personal_weight
     received = {name: p.detach().clone() for name, p in network.named_parameters()}
     came = {name: array.copy() for name, array in models.arrays_of(network).items()}
-    own = recalled(memory, experiment, came)
+    own = recalled(memory, came)
 
     def pull(name: str, value: Tensor) -> Tensor:
         towards: Tensor = weight * (value - received[name].to(value.device))
         return towards
 
     def remember(worked: Worked) -> Arrays:
-        return remembered(worked.personal, experiment)
+        return worked.personal
 
     return Local(personal=Personal(came if own is None else own, pull), remember=remember)

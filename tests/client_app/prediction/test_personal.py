@@ -17,7 +17,6 @@ from client_app.cli import app
 from client_app.imaging import phantoms
 from client_app.local_state import LocalState
 from client_app.prediction.model import read_model
-from client_app.training.local import _kept
 from federation import models, strategies, tasks
 from federation.messages import Arrays
 from federation.schema import ConfigError, Experiment
@@ -53,7 +52,7 @@ def keep(state: Path, of: Experiment, *, run: str = RUN) -> Arrays:
     if not strategies.has_personal_models(of):
         own = {name: own[name] for name in strategies.kept_at_hospitals(of, network)}
     own = {name: np.full_like(array, 0.5) for name, array in own.items()}
-    LocalState.of(state, run).keep(3, _kept.remembered(own, of))
+    LocalState.of(state, run, of.sha256()).keep(3, own)
     return own
 
 
@@ -70,8 +69,8 @@ def test_own_arrays_take_the_place_of_the_global_ones(name: str, tmp_path: Path)
         assert torch.equal(tensor, expected), key
     assert read.identity()["weights"] == "personal"
     assert read.identity()["personal_sha256"] == read.own
-    LocalState.of(tmp_path / "state", RUN).keep(
-        4, _kept.remembered({k: a + a.dtype.type(1) for k, a in own.items()}, of)
+    LocalState.of(tmp_path / "state", RUN, of.sha256()).keep(
+        4, {k: a + a.dtype.type(1) for k, a in own.items()}
     )
     assert read_model(run, CPU, state=tmp_path / "state").own != read.own
 

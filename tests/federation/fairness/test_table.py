@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import fairlearn.metrics
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -70,31 +71,43 @@ def test_rows_are_the_groups_that_have_cases() -> None:
             assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
-def test_differences_are_fairlearns() -> None:
-    """Its published definitions, over the cases: the range of P[h=1], P[h=1 | Y=1], P[h=1 | Y=0]."""
+@pytest.mark.parametrize("seed", range(5))
+def test_differences_are_fairlearns(seed: int) -> None:
+    images = hospital(np.random.default_rng(seed), 300)
+    scores, truth, sex = arrays(images)
+    known = np.isin(sex, ("female", "male"))
+    said = {"y_true": truth[known], "y_pred": scores[known] >= 0, "sensitive_features": sex[known]}
+    found = table(images, least_cases=1)
+    parity = gap(found, "demographic_parity_difference")
+    assert parity.value == pytest.approx(fairlearn.metrics.demographic_parity_difference(**said))
+    odds = gap(found, "equalised_odds_difference")
+    assert odds.value == pytest.approx(fairlearn.metrics.equalized_odds_difference(**said))
+    rates = fairlearn.metrics.MetricFrame(
+        metrics={
+            "sensitivity": fairlearn.metrics.true_positive_rate,
+            "specificity": fairlearn.metrics.true_negative_rate,
+            "false_positive_rate": fairlearn.metrics.false_positive_rate,
+        },
+        **said,
+    )
+    for name, difference in rates.difference(method="between_groups").items():
+        assert gap(found, name).value == pytest.approx(difference)
+        worst = rates.by_group[name].agg("idxmax" if name == "false_positive_rate" else "idxmin")
+        assert gap(found, name).worst == f"sex={worst}"
+
+
+def test_gaps_of_areas_are_within_their_bounds() -> None:
     images = hospital(np.random.default_rng(7), 300)
     found = table(images, least_cases=1)
     scores, truth, sex = arrays(images)
-    said = scores >= 0
-    rates: dict[str, list[float]] = {"selection": [], "tpr": [], "fpr": [], "auroc": []}
-    for group in ("female", "male"):
-        mine = sex == group
-        rates["selection"].append(said[mine].mean())
-        rates["tpr"].append(said[mine & (truth == 1)].mean())
-        rates["fpr"].append(said[mine & (truth == 0)].mean())
-        rates["auroc"].append(roc_auc_score(truth[mine], scores[mine]))
-    ranges = {name: max(values) - min(values) for name, values in rates.items()}
-    parity = gap(found, "demographic_parity_difference")
-    assert parity.value == pytest.approx(ranges["selection"])
-    odds = gap(found, "equalised_odds_difference")
-    assert odds.value == pytest.approx(max(ranges["tpr"], ranges["fpr"]))
-    assert (odds.worst, odds.best, odds.groups, odds.bound) == (None, None, 2, 0)
-    assert gap(found, "sensitivity").value == pytest.approx(ranges["tpr"])
-    assert gap(found, "false_positive_rate").value == pytest.approx(ranges["fpr"])
+    of_sex = {
+        word: roc_auc_score(truth[sex == word], scores[sex == word]) for word in ("female", "male")
+    }
     areas = gap(found, "auroc")
-    assert abs(areas.value - ranges["auroc"]) <= areas.bound
-    lower = ("female", "male")[int(np.argmin(rates["auroc"]))]
-    assert areas.worst == f"sex={lower}"
+    assert abs(areas.value - (max(of_sex.values()) - min(of_sex.values()))) <= areas.bound
+    assert areas.worst == f"sex={min(of_sex, key=lambda word: of_sex[word])}"
+    odds = gap(found, "equalised_odds_difference")
+    assert (odds.worst, odds.best, odds.groups, odds.bound) == (None, None, 2, 0)
     for one in found.gaps:
         assert 0 <= one.low <= one.value <= one.high <= 1
 
