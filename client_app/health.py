@@ -1,4 +1,4 @@
-"""Whether a hospital's container does its work, as its health check asks: exit status 0, or 1 and why.
+"""Whether a hospital's container does its work, for its health check: exit status 0, or 1 and why.
 
 Of a SuperNode: the SuperLink answered it within a minute, or it waits for a ClientApp at work; and its
 Runtime API answers over TLS. Of a SuperExec: that Runtime API answered it within a minute.

@@ -1,9 +1,9 @@
 """The line between a hospital's two containers: SuperNode's Runtime API, and the SuperExec that asks it.
 
-In one machine's process tree it is loopback. In containers only the SuperNode has a way out, and only the
-SuperExec sees images, and they meet on a network that ends at the two. Whoever comes first makes a secret
-and a TLS certificate in a folder that both see and nobody else; Compose keeps it in memory, so that both
-are fresh whenever the hospital starts.
+In one machine's process tree it is loopback. In containers only the SuperNode has a way out, and only
+the SuperExec sees images, and they meet on a network that ends at the two. Whoever comes first makes a
+secret and a TLS certificate in a folder that both see and nobody else; Compose keeps it in memory, so
+that both are fresh whenever the hospital starts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The hospital's processes: Flower's SuperNode, which dials out, and the SuperExec beside it.
 
-On a machine both run below one supervisor and meet on loopback. In containers each runs alone (`--only`):
-the SuperNode with a way out and nothing of the hospital's but its node key, the SuperExec with images and
-state and no way out; see client_app/link.py.
+On a machine both run below one supervisor and meet on loopback. In containers each runs alone
+(`--only`): the SuperNode with a way out and nothing of the hospital's but its node key, the SuperExec
+with images and state and no way out; see client_app/link.py.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _task_environment(site: Site, site_file: Path) -> dict[str, str]:
 
 
 def _alone(role: str) -> dict[str, str]:
-    """What a process that is its container's only one gets: what it writes is gone with the container."""
+    """What a container's only process gets: what it writes here is gone with the container."""
     heartbeat = health.heartbeat_of(role)
     heartbeat.parent.mkdir(parents=True, exist_ok=True)
     heartbeat.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Whether a coordinator's container does its work, as its health check asks: exit status 0, or 1 and why.
+"""Whether a coordinator's container does its work, for its health check: exit status 0, or 1 and why.
 
 The SuperLink answers over TLS, under the name and by the authority that the federation knows, a question
 to its Control API: how the hospitals are. In the SuperLink's own container that is its health, in the

@@ -1,7 +1,7 @@
 """The coordinator's processes: Flower's SuperLink and the SuperExec that runs the ServerApp.
 
-On a machine both run below one supervisor; in containers each runs alone (`--only`), writes its log where
-its container does, and keeps nothing outside of the folders that this one is given.
+On a machine both run below one supervisor; in containers each runs alone (`--only`), writes its log
+where its container does, and keeps nothing outside of the folders that this one is given.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _home_variable(home: Home) -> dict[str, str]:
 
 
 def _alone(role: str) -> dict[str, str]:
-    """What a process that is its container's only one gets: what it writes is gone with the container."""
+    """What a container's only process gets: what it writes here is gone with the container."""
     return _flower_home(Path(tempfile.gettempdir()) / "consilium" / role)
 
 
