@@ -22,9 +22,9 @@ def unhealthy(home: Path) -> str | None:
     """What is wrong; None: nothing."""
     try:
         federation = yaml.safe_load((home / "federation.yaml").read_text())
-        host, port = federation["listen"], federation["listen_port"] or federation["port"]
+        host, port = federation["listen"], federation.get("listen_port") or federation["port"]
         context = ssl.create_default_context(cafile=str(home / "ca.crt"))
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         return f"{home} cannot be read: {error}"
     asked = http.client.HTTPSConnection(host, port, timeout=8, context=context)
     try:
