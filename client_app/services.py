@@ -43,7 +43,7 @@ def serve(site: Site, site_file: Path, kit: Kit, identity: Identity) -> None:
         logs, flower = site.state / "logs", site.state / "flower"
         supernode = Child(
             "supernode",
-            [*_supernode(kit, identity.node_key, secret, host, port)],
+            _supernode(kit, identity.node_key, secret, host, port),
             _flower_home(flower / "supernode"),
             logs / "supernode.log",
         )
