@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from client_app.audit.commands import app as audit_commands
 from client_app.budget.commands import app as ledger_commands
 from client_app.encrypted_model import app as model_commands
 from client_app.kit import read_kit
+from client_app.link import LINK_VARIABLE
 from client_app.membership import identity_app, roster_app
 from client_app.site import SITE_VARIABLE, Site, read_site
 from federation.command_line import options, runs_as
@@ -41,6 +43,13 @@ OptionalSite = Annotated[
 DEFAULT_SITE = Path("site.yaml")
 
 
+class Side(StrEnum):
+    """Of a hospital's two processes, one."""
+
+    SUPERNODE = "supernode"
+    SUPEREXEC = "superexec"
+
+
 @app.command()
 def check(
     task: Annotated[
@@ -61,23 +70,50 @@ def check(
 
 
 @app.command()
-def start(site: SiteOption = DEFAULT_SITE) -> None:
+def start(
+    only: Annotated[
+        Side | None,
+        typer.Option(help="One of the two processes alone, as in containers.", show_default=False),
+    ] = None,
+    link: Annotated[
+        Path, typer.Option(envvar=LINK_VARIABLE, help="With --only: folder that both share.")
+    ] = Path("link"),
+    node_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CONSILIUM_NODE_KEY",
+            help="With --only supernode: its key; else the state folder's.",
+            show_default=False,
+        ),
+    ] = None,
+    site: SiteOption = DEFAULT_SITE,
+) -> None:
     """Connect to the coordinator and serve its requests, in the foreground. Only dials out.
+
+    With --only supernode what dials out runs alone, and needs neither images nor the state folder; with
+    --only superexec what reads images, which needs no way out.
 
     Example: hospital start --site site.yaml
     """
     from client_app import identity
-    from client_app.services import serve
+    from client_app.services import serve, serve_superexec, serve_supernode
 
     content = read_site(site)
     kit = read_kit(content)
+    if only is Side.SUPERNODE:
+        console.print(f"{kit.hospital} dials {kit.superlink} for {kit.federation}")
+        serve_supernode(kit, node_key or identity.folder_of(content.state) / "node.key", link)
+        return
     identity.settle(content, kit.pin())
     own = identity.load(content)
     console.print(
         f"{kit.hospital} serves {kit.federation} at {kit.superlink}, roster version "
         f"{own.roster.version}; Ctrl-C ends"
     )
-    serve(content, site, kit, own)
+    if only is Side.SUPEREXEC:
+        serve_superexec(content, site, link)
+    else:
+        serve(content, site, kit, own)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from flwr.supercore.superexec import run_superexec as flower_superexec_loop
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
 from client_app import task_process
+from federation.heartbeat import Heartbeat
 from federation.pace import Pace
 
 _LONGEST_WAIT = 0.25  # seconds that a look for the next task may be put off by a working ClientApp
@@ -35,6 +36,7 @@ class WarmExecutor:
         self._context.set_forkserver_preload(["client_app.warm", "client_app.task_process"])
         self._processes: list[ForkServerProcess] = []
         self._pace = Pace(shortest=0.0, longest=1.0)
+        self._heart = Heartbeat()
         self._start(task_process.nothing)  # starting it starts the server, which does the imports
 
     def get_eligible_capacity(
@@ -69,6 +71,7 @@ class WarmExecutor:
 
         There is no other task while a ClientApp works, so its end is waited for.
         """
+        self._heart.beat()  # the SuperNode answered the look before this one
         if self._processes:
             wait([process.sentinel for process in self._processes], timeout=_LONGEST_WAIT)
             self._pace.news()

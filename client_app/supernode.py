@@ -27,6 +27,7 @@ from flwr.supernode.nodestate.in_memory_nodestate import (
     InMemoryNodeState,
 )
 
+from federation.heartbeat import Heartbeat
 from federation.pace import Pace, hurry_flower
 
 _WORKING = 0.5  # Flower's sleep while the ClientApp works; the other is for when there is nothing
@@ -38,9 +39,14 @@ class Clock:
 
     def __init__(self) -> None:
         self._pace = Pace(shortest=0.05)
+        self._heart = Heartbeat()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, `seconds` being what Flower asked for and never exceeded."""
+        """Sleep, `seconds` being what Flower asked for and never exceeded.
+
+        Flower's loop comes here when the SuperLink has answered, or while a ClientApp works.
+        """
+        self._heart.beat()
         if seconds == _WORKING:
             self._pace.news()
             time.sleep(_WORKING_PAUSE)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a child that died is started again
@@ -36,20 +37,22 @@ FLOWER_ENVIRONMENT: Mapping[str, str] = {
 
 @dataclass
 class Child:
-    """A process to keep alive: its command line, what it adds to the environment, its log."""
+    """A process to keep alive: its command line, what it adds to the environment, its log.
+
+    Without a log it writes where this process does, as a container's only process should.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
-    log: Path
+    log: Path | None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = _FIRST_PAUSE
     due: float = 0.0
 
     def start(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as output:
+        with self._output() as output:
             self.process = subprocess.Popen(
                 list(self.command),
                 env={**os.environ, **FLOWER_ENVIRONMENT, **self.environment},
@@ -60,6 +63,12 @@ class Child:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads at this point
             )
         self.started = time.monotonic()
+
+    def _output(self) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+        if self.log is None:
+            return contextlib.nullcontext()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        return self.log.open("ab")
 
 
 @dataclass

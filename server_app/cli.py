@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,13 @@ HomeOption = Annotated[
     ),
 ]
 DEFAULT_HOME = Path("coordinator")
+
+
+class Side(StrEnum):
+    """Of the coordinator's two processes, one."""
+
+    SUPERLINK = "superlink"
+    SUPEREXEC = "superexec"
 
 
 @app.command()
@@ -60,18 +68,30 @@ def provision(
 
 
 @app.command()
-def start(home: HomeOption = DEFAULT_HOME) -> None:
+def start(
+    only: Annotated[
+        Side | None,
+        typer.Option(help="One of the two processes alone, as in containers.", show_default=False),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
     """Run the SuperLink and the SuperExec in the foreground, and let the roster's hospitals in.
 
     Example: coordinator start --home coordinator
     """
-    from server_app.services import serve
+    from server_app.services import serve, serve_superexec, serve_superlink
 
     federation = Home(home).federation()
-    console.print(
-        f"serving {federation.name} on {federation.listen}:{federation.port}; Ctrl-C ends"
-    )
-    serve(Home(home))
+    where = f"{federation.listen}:{federation.bound_port}"
+    if only is Side.SUPEREXEC:
+        console.print(f"conducting the runs of {federation.name} for {where}")
+        serve_superexec(Home(home))
+        return
+    console.print(f"serving {federation.name} on {where}; Ctrl-C ends")
+    if only is Side.SUPERLINK:
+        serve_superlink(Home(home))
+    else:
+        serve(Home(home))
 
 
 @app.command()

@@ -56,7 +56,7 @@ class Control:
 
     def __init__(self, home: Home) -> None:
         federation = home.federation()
-        self.address = f"{federation.listen}:{federation.port}"
+        self.address = f"{federation.listen}:{federation.bound_port}"
         self._client = ControlHttpClient.from_server_address(
             server_address=self.address,
             insecure=False,

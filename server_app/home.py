@@ -3,7 +3,7 @@
 federation.yaml   name, address and hospitals     roster.json      signed, see federation/roster.py
 ca.crt ca.key     the federation's authority      server.crt .key  the SuperLink's TLS certificate
 identity.key      signs the roster                superexec.secret
-superlink.db      Flower's state                  runs/RUN/        see server_app/state.py
+database/         Flower's state                  runs/RUN/        see server_app/state.py
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
 lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
 sweeps/SWEEP.json see server_app/sweep.py
@@ -36,8 +36,24 @@ class Federation(Closed):
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
     host: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="DNS name or IPv4 hospitals dial")
     port: int = Field(ge=1, le=65535)
-    listen: str = Field(default="127.0.0.1", description="address the SuperLink binds")
+    listen: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[A-Za-z0-9.-]+$",
+        description="IPv4 that the SuperLink binds, or a name by which the coordinator's own machines "
+        "alone reach it",
+    )
+    listen_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="where it binds, if a front door has the other port",
+    )
     hospitals: list[HospitalName] = Field(min_length=1)
+
+    @property
+    def bound_port(self) -> int:
+        """The port of the SuperLink itself."""
+        return self.listen_port or self.port
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,8 @@ class Home:
 
     @property
     def database(self) -> Path:
-        return self.path / "superlink.db"
+        """In a folder of its own, which containers keep on a volume of its own."""
+        return self.path / "database" / "superlink.db"
 
     @property
     def logs(self) -> Path:

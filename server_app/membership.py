@@ -25,7 +25,6 @@ from federation.roster import MOST_MEMBERS, Member, Roster
 from federation.schema import ConfigError
 from server_app.control import Control, Unreachable
 from server_app.home import Federation, Home
-from server_app.services import running
 from server_app.state import write_atomically
 
 
@@ -147,8 +146,6 @@ def _next(
 
 def _register(home: Home, version: Roster) -> bool:
     """Tell the SuperLink, if it runs; at its next start it hears of it anyway."""
-    if running(home) is None:
-        return False
     try:
         with Control(home) as control:
             control.register(version.members)

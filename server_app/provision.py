@@ -46,12 +46,13 @@ def provision(federation: Federation, home: Home, identities: Path) -> Roster:
     """
     if len(set(federation.hospitals)) != len(federation.hospitals):
         raise ConfigError("federation.yaml: a hospital is named twice")
-    if home.path.exists() and any(home.path.iterdir()):
+    if home.path.exists() and any(not _is_empty_folder(path) for path in home.path.iterdir()):
         raise ConfigError(f"{home.path} is not empty; choose another --home")
     members = read_identities(identities, federation.hospitals)
     home.path.mkdir(parents=True, exist_ok=True)
     home.path.chmod(0o700)
-    home.runs.mkdir()
+    for folder in (home.runs, home.lodgings.folder, home.database.parent):
+        folder.mkdir(exist_ok=True)
 
     identity = Ed25519PrivateKey.generate()
     _write_secret(home.path / "identity.key", _pem(identity))
@@ -62,6 +63,11 @@ def provision(federation: Federation, home: Home, identities: Path) -> Roster:
     signed = Roster(federation.name, members)
     publish(home, federation, signed)
     return signed
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """As a volume that a container will fill is."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _certificates(federation: Federation, home: Home) -> ec.EllipticCurvePrivateKey:
@@ -95,7 +101,7 @@ def _certificates(federation: Federation, home: Home) -> ec.EllipticCurvePrivate
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(_names(federation.host)), critical=False)
+        .add_extension(x509.SubjectAlternativeName(_names(federation)), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
         )
@@ -107,15 +113,18 @@ def _certificates(federation: Federation, home: Home) -> ec.EllipticCurvePrivate
     return ca_key
 
 
-def _names(host: str) -> list[x509.GeneralName]:
-    """The names under which the SuperLink is reached: by hospitals, and from its own machine."""
-    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-    addresses = {"127.0.0.1"}
-    try:
-        addresses.add(str(ipaddress.ip_address(host)))
-    except ValueError:
-        names.append(x509.DNSName(host))
-    return names + [x509.IPAddress(ipaddress.ip_address(a)) for a in sorted(addresses)]
+def _names(federation: Federation) -> list[x509.GeneralName]:
+    """The names under which the SuperLink is reached: by hospitals, and from its own machines."""
+    names, addresses = ["localhost"], {"127.0.0.1"}
+    for host in dict.fromkeys((federation.host, federation.listen)):
+        try:
+            addresses.add(str(ipaddress.ip_address(host)))
+        except ValueError:
+            if host != "localhost":
+                names.append(host)
+    return [x509.DNSName(name) for name in names] + [
+        x509.IPAddress(ipaddress.ip_address(a)) for a in sorted(addresses)
+    ]
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

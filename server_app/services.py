@@ -1,4 +1,8 @@
-"""The coordinator's processes: Flower's SuperLink and the SuperExec that runs the ServerApp."""
+"""The coordinator's processes: Flower's SuperLink and the SuperExec that runs the ServerApp.
+
+On a machine both run below one supervisor; in containers each runs alone (`--only`), writes its log
+where its container does, and keeps nothing outside of the folders that this one is given.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -23,32 +30,85 @@ def serve(home: Home) -> None:
     Raises:
         ConfigError: they run already, the port is taken, or they do not come up.
     """
-    federation, members = home.federation(), home.roster().members
-    held = _hold(home)
+    home.roster()
+    held = _hold(_lock(home))
     if held is None:
         raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
-    if listens(federation.listen, federation.port):
-        raise ConfigError(
-            f"port {federation.port} on {federation.listen} is taken; "
-            "end what listens there or provision with another port"
-        )
-    children = [_superlink(home), _superexec(home)]
-
-    def ready() -> None:
-        up = wait_until(
-            lambda: listens(federation.listen, federation.port), seconds=60, children=children
-        )
-        if not up:
-            raise ConfigError(f"the SuperLink did not come up; see {home.logs / 'superlink.log'}")
-        with Control(home) as control:
-            control.register(members)
-        home.services.write_text(str(os.getpid()))
-
     try:
-        Supervisor(children).run(ready=ready)
+        with _database(home):
+            superlink, superexec = (
+                Child(
+                    role,
+                    command,
+                    _flower_home(home.flower / role) | environment,
+                    home.logs / f"{role}.log",
+                )
+                for role, command, environment in (
+                    ("superlink", _superlink(home), {}),
+                    ("superexec", _superexec(home), _home_variable(home)),
+                )
+            )
+
+            def ready() -> None:
+                _let_in(home, superlink, f"see {home.logs / 'superlink.log'}")
+                home.services.write_text(str(os.getpid()))
+
+            Supervisor([superlink, superexec]).run(ready=ready)
     finally:
         home.services.unlink(missing_ok=True)
         held.close()
+
+
+def serve_superlink(home: Home) -> None:
+    """Run the SuperLink alone. It writes into the database's folder and nowhere else.
+
+    Raises:
+        ConfigError: as `serve`.
+    """
+    with _database(home):
+        superlink = Child("superlink", _superlink(home), _alone("superlink"), None)
+        Supervisor([superlink]).run(ready=lambda: _let_in(home, superlink, "see the lines above"))
+
+
+def serve_superexec(home: Home) -> None:
+    """Run the SuperExec alone. It writes into the runs' and the lodgings' folders and nowhere else."""
+    environment = _alone("superexec") | _home_variable(home)
+    Supervisor([Child("superexec", _superexec(home), environment, None)]).run()
+
+
+def _let_in(home: Home, superlink: Child, where: str) -> None:
+    """Wait for the SuperLink, and tell it the roster's hospitals."""
+    federation = home.federation()
+    up = wait_until(
+        lambda: listens(federation.listen, federation.bound_port),
+        seconds=60,
+        children=[superlink],
+    )
+    if not up:
+        raise ConfigError(f"the SuperLink did not come up; {where}")
+    with Control(home) as control:
+        control.register(home.roster().members)
+
+
+@contextmanager
+def _database(home: Home) -> Iterator[None]:
+    """The SuperLink's database, for one SuperLink at a time, and its port free.
+
+    Raises:
+        ConfigError: another has it, or something listens there.
+    """
+    federation = home.federation()
+    home.database.parent.mkdir(exist_ok=True)
+    held = _hold(home.database.with_name("superlink.lock"))
+    if held is None:
+        raise ConfigError(f"a SuperLink with the database {home.database} runs already")
+    with held:
+        if listens(federation.listen, federation.bound_port):
+            raise ConfigError(
+                f"port {federation.bound_port} on {federation.listen} is taken; "
+                "end what listens there or provision with another port"
+            )
+        yield
 
 
 def running(home: Home) -> int | None:
@@ -56,7 +116,7 @@ def running(home: Home) -> int | None:
 
     The id alone would not tell: after a crash another process may have it.
     """
-    if (held := _hold(home)) is not None:
+    if (held := _hold(_lock(home))) is not None:
         held.close()
         return None
     try:
@@ -65,9 +125,13 @@ def running(home: Home) -> int | None:
         return None
 
 
-def _hold(home: Home) -> TextIO | None:
+def _lock(home: Home) -> Path:
+    return home.path / "services.lock"
+
+
+def _hold(path: Path) -> TextIO | None:
     """The lock that lasts as long as its file is open, if no living process has it."""
-    file = (home.path / "services.lock").open("w")
+    file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -88,12 +152,12 @@ def stop(home: Home) -> bool:
     return True
 
 
-def _superlink(home: Home) -> Child:
+def _superlink(home: Home) -> list[str]:
     federation = home.federation()
-    command = [
+    return [
         sys.executable, "-m", "server_app.superlink",
         "--host", federation.listen,
-        "--port", str(federation.port),
+        "--port", str(federation.bound_port),
         "--ssl-ca-certfile", str(home.ca_certificate),
         "--ssl-certfile", str(home.server_certificate),
         "--ssl-keyfile", str(home.server_key),
@@ -103,24 +167,29 @@ def _superlink(home: Home) -> Child:
         "--disable-runtime-dependency-installation",
         "--database", str(home.database),
     ]  # fmt: skip
-    return Child("superlink", command, _environment(home, "superlink"), home.logs / "superlink.log")
 
 
-def _superexec(home: Home) -> Child:
+def _superexec(home: Home) -> list[str]:
     federation = home.federation()
-    command = [
+    return [
         _program("flower-superexec"),
-        "--runtime-api-address", f"{federation.listen}:{federation.port}",
+        "--runtime-api-address", f"{federation.listen}:{federation.bound_port}",
         "--root-certificates", str(home.ca_certificate),
         "--superexec-auth-secret-file", str(home.superexec_secret),
     ]  # fmt: skip
-    environment = {**_environment(home, "superexec"), HOME_VARIABLE: str(home.path.resolve())}
-    return Child("superexec", command, environment, home.logs / "superexec.log")
 
 
-def _environment(home: Home, role: str) -> dict[str, str]:
+def _home_variable(home: Home) -> dict[str, str]:
+    return {HOME_VARIABLE: str(home.path.resolve())}
+
+
+def _alone(role: str) -> dict[str, str]:
+    """What a container's only process gets: what it writes here is gone with the container."""
+    return _flower_home(Path(tempfile.gettempdir()) / "consilium" / role)
+
+
+def _flower_home(folder: Path) -> dict[str, str]:
     """One Flower home a process, empty at the start: Flower trusts what it finds installed there."""
-    folder = home.flower / role
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

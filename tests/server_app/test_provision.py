@@ -26,6 +26,7 @@ from client_app.site import Site
 from federation import public_identity
 from federation.public_identity import SUFFIX
 from federation.schema import ConfigError, parse
+from server_app.control import Control
 from server_app.home import Federation, Home, read_federation
 from server_app.provision import provision
 from tests.provisioned import provisioned
@@ -265,3 +266,29 @@ def test_the_authority_cannot_be_used_as_a_server_and_the_server_signs_nothing(h
 def test_nothing_of_a_kit_is_needed_at_the_coordinator(home: Home) -> None:
     shutil.rmtree(home.path / "hospitals")
     assert home.roster().names() == ["east", "north"]
+
+
+def test_the_certificate_has_the_name_behind_a_front_door_and_its_port_is_not_the_doors(
+    tmp_path: Path,
+) -> None:
+    behind = FEDERATION.model_copy(
+        update={"host": "fl.example.org", "listen": "superlink", "listen_port": 8000}
+    )
+    states = {name: tmp_path / state for name, state in STATES.items()}
+    (tmp_path / "coordinator" / "database").mkdir(parents=True)  # volumes, with nothing in them
+    home = provisioned(behind, Home(tmp_path / "coordinator"), states)
+    certificate = x509.load_pem_x509_certificate(home.server_certificate.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "fl.example.org", "superlink"]
+    assert home.federation().bound_port == 8000
+    with Control(home) as control:
+        assert control.address == "superlink:8000"
+    kit = json.loads((home.kit("north") / "kit.json").read_text())
+    assert kit["superlink"] == "fl.example.org:9000"
+
+
+@pytest.mark.parametrize("listen", ["super link", "[::]", "a;b", ""])
+def test_what_no_name_and_no_address_is_refused(listen: str) -> None:
+    content = {**FEDERATION.model_dump(), "listen": listen}
+    with pytest.raises(ConfigError, match="listen"):
+        parse(Federation, content)
