@@ -23,7 +23,7 @@ def serve(home: Home) -> None:
     Raises:
         ConfigError: they run already, the port is taken, or they do not come up.
     """
-    federation, members = home.federation(), home.roster().members
+    federation = home.federation()
     held = _hold(home)
     if held is None:
         raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
@@ -41,7 +41,7 @@ def serve(home: Home) -> None:
         if not up:
             raise ConfigError(f"the SuperLink did not come up; see {home.logs / 'superlink.log'}")
         with Control(home) as control:
-            control.register(members)
+            control.register(home.members())
         home.services.write_text(str(os.getpid()))
 
     try:

@@ -28,7 +28,7 @@ from federation.public_identity import SUFFIX
 from federation.schema import ConfigError, parse
 from server_app.home import Federation, Home, read_federation
 from server_app.provision import provision
-from tests.provisioned import provisioned
+from tests.provisioned import PASSPHRASE, provisioned
 
 FEDERATION = Federation(name="test", host="127.0.0.1", port=9000, hospitals=["north", "east"])
 
@@ -49,11 +49,11 @@ def site(kit: Path, hospital: str = "north") -> Site:
 
 
 def test_private_files_are_private_and_all_others_hold_no_secret(home: Home) -> None:
-    secret = {"ca.key", "server.key", "identity.key", "superexec.secret"}
+    secret = {"ca.p12", "server.key", "identity.key", "superexec.secret"}
     for path in home.path.rglob("*"):
         if path.is_file():
             assert (path.stat().st_mode & 0o077 == 0) == (path.name in secret), path
-            assert ("PRIVATE KEY" in path.read_text()) == (path.suffix == ".key"), path
+            assert (b"PRIVATE KEY" in path.read_bytes()) == (path.suffix == ".key"), path
 
 
 def secrets_of(state: Path) -> list[bytes]:
@@ -122,7 +122,7 @@ def halves(folder: Path, *names: str) -> Path:
 def refused(sent: Path, tmp_path: Path) -> str:
     home = Home(tmp_path / "none")
     with pytest.raises(ConfigError) as refusal:
-        provision(FEDERATION, home, sent)
+        provision(FEDERATION, home, sent, passphrase=PASSPHRASE)
     assert not home.path.exists()
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
@@ -197,7 +197,9 @@ def test_a_changed_roster_is_refused(home: Home) -> None:
 def test_a_full_folder_is_not_overwritten(home: Home) -> None:
     before = home.roster_file.read_bytes()
     with pytest.raises(ConfigError, match="not empty"):
-        provision(FEDERATION, home, home.path.parent / "coordinator-identities")
+        provision(
+            FEDERATION, home, home.path.parent / "coordinator-identities", passphrase=PASSPHRASE
+        )
     assert home.roster_file.read_bytes() == before
 
 
@@ -223,7 +225,7 @@ def test_a_wrong_federation_file_is_one_line(text: str, words: str, tmp_path: Pa
 def test_tls_with_the_kit_and_the_server_certificate(home: Home) -> None:
     """A peer that trusts only the authority accepts the server, and no other authority's server."""
     other = Home(home.path.parent / "other")
-    provision(FEDERATION, other, home.path.parent / "coordinator-identities")
+    provision(FEDERATION, other, home.path.parent / "coordinator-identities", passphrase=PASSPHRASE)
     assert handshake(home, home) == "TLSv1.3"
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(home, other)
