@@ -130,7 +130,8 @@ class Kit:
         """
         content, new = self._read(path)
         shipped = self.shipped()
-        if not self.pinned.exists() and (shipped is None or not shipped.member(self.hospital)):
+        named = shipped is not None and shipped.member(self.hospital) is not None
+        if not self.pinned.exists() and (not named or shipped == new):
             if new.member(self.hospital) is None:
                 raise ConfigError(
                     f"{path} does not name {self.hospital}: the coordinator has not admitted it yet. "

@@ -224,7 +224,7 @@ def node_key(line: str) -> ec.EllipticCurvePublicKey:
     """The key in an OpenSSH line. Raises ValueError: not EC P-384, or written in another way."""
     try:
         key = load_ssh_public_key(line.encode())
-    except (UnsupportedAlgorithm, UnicodeEncodeError) as error:
+    except (UnsupportedAlgorithm, UnicodeEncodeError, NotImplementedError) as error:
         raise ValueError("not an OpenSSH key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise ValueError("a node key is an EC key on P-384")

@@ -40,7 +40,7 @@ _INSPECTED = (
     "certificate of its own (exempt the coordinator's address from TLS inspection), or another "
     "server answers there"
 )
-_WRONG_TIME = "check this machine's clock; if it is right, tell the coordinator: coordinator certificate renew"
+_WRONG_TIME = "check this machine's clock; if it is right, the coordinator runs coordinator certificate renew"
 # OpenSSL's words for what can be wrong with a certificate (X509_V_ERR_…)
 _CERTIFICATE_FAULTS = {
     9: f"it is not valid yet: {_WRONG_TIME}",
@@ -189,7 +189,7 @@ def _reach(kit: Kit) -> _Reached:
         ):
             arrived = time.time()
             secured = answer.extensions["network_stream"].get_extra_info("ssl_object")
-            shown = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True))
+            shown = x509.load_der_x509_certificate(secured.getpeercert(True))
             return _Reached(shown, secured.version(), _ahead(answer, arrived))
     except httpx.ProxyError as error:
         raise ConfigError(
