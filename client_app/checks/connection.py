@@ -40,7 +40,9 @@ _INSPECTED = (
     "certificate of its own (exempt the coordinator's address from TLS inspection), or another "
     "server answers there"
 )
-_WRONG_TIME = "check this machine's clock; if it is right, the coordinator runs coordinator certificate renew"
+_WRONG_TIME = (
+    "check this machine's clock; if it is right, the coordinator has to renew the certificate"
+)
 # OpenSSL's words for what can be wrong with a certificate (X509_V_ERR_…)
 _CERTIFICATE_FAULTS = {
     9: f"it is not valid yet: {_WRONG_TIME}",

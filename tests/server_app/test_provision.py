@@ -26,8 +26,9 @@ from client_app.site import Site
 from federation import public_identity
 from federation.public_identity import SUFFIX
 from federation.schema import ConfigError, parse
+from server_app import authority, membership
 from server_app.home import Federation, Home, read_federation
-from server_app.provision import provision
+from server_app.provision import provision, renew
 from tests.provisioned import PASSPHRASE, provisioned
 
 FEDERATION = Federation(name="test", host="127.0.0.1", port=9000, hospitals=["north", "east"])
@@ -267,3 +268,86 @@ def test_the_authority_cannot_be_used_as_a_server_and_the_server_signs_nothing(h
 def test_nothing_of_a_kit_is_needed_at_the_coordinator(home: Home) -> None:
     shutil.rmtree(home.path / "hospitals")
     assert home.roster().names() == ["east", "north"]
+
+
+def test_the_authoritys_key_opens_with_its_passphrase_alone(home: Home) -> None:
+    key, certificate = authority.unseal(home.ca_key, PASSPHRASE)
+    assert key.public_key() == certificate.public_key()
+    with pytest.raises(ConfigError, match="another passphrase"):
+        authority.unseal(home.ca_key, PASSPHRASE + "x")
+    content = home.ca_key.read_bytes()
+    assert key.private_numbers().private_value.to_bytes(32, "big") not in content
+
+
+def test_a_short_passphrase_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fewer than 12"):
+        provision(FEDERATION, Home(tmp_path / "none"), passphrase="short")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_passphrase_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "passphrase"
+    file.write_text("from a file, long\n")
+    monkeypatch.setenv(authority.PASSPHRASE_VARIABLE, "from the environment")
+    assert authority.passphrase(file, new=True) == "from a file, long"
+    assert authority.passphrase(None, new=True) == "from the environment"
+    monkeypatch.delenv(authority.PASSPHRASE_VARIABLE)
+    with pytest.raises(ConfigError, match="--passphrase-file"):
+        authority.passphrase(None, new=False)
+
+
+def test_an_authority_that_is_kept_elsewhere(tmp_path: Path) -> None:
+    """Nothing daily needs it: hospitals are admitted and put out without, and it renews from there."""
+    home, away = Home(tmp_path / "coordinator"), tmp_path / "stick" / "ca.p12"
+    with pytest.raises(ConfigError, match="--ca-key"):
+        provision(FEDERATION, home, passphrase=PASSPHRASE, ca_key=away)
+    away.parent.mkdir()
+    provision(FEDERATION, home, passphrase=PASSPHRASE, ca_key=away)
+    assert not home.ca_key.exists()
+    away.rename(away.with_suffix(".out"))
+    membership.admit(home, *sorted(halves(tmp_path / "sent", "north", "east").iterdir()))
+    membership.remove(home, "east")
+    with pytest.raises(ConfigError, match="name it with --ca-key"):
+        renew(home, PASSPHRASE)
+    renew(home, PASSPHRASE, ca_key=away.with_suffix(".out"))
+
+
+def test_a_renewed_certificate_is_taken_by_the_kits_that_are_out(home: Home) -> None:
+    kit = (home.kit("north") / "ca.crt").read_bytes()
+    before = home.server_certificate.read_bytes(), home.server_key.read_bytes()
+    renew(home, PASSPHRASE)
+    assert (home.kit("north") / "ca.crt").read_bytes() == kit
+    after = home.server_certificate.read_bytes(), home.server_key.read_bytes()
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert home.server_key.stat().st_mode & 0o777 == 0o600
+    assert handshake(home, home) == "TLSv1.3"
+
+
+def test_another_authoritys_key_renews_nothing(home: Home, tmp_path: Path) -> None:
+    other = Home(tmp_path / "other")
+    provision(FEDERATION, other, passphrase=PASSPHRASE)
+    before = home.server_certificate.read_bytes()
+    with pytest.raises(ConfigError, match="another authority's key"):
+        renew(home, PASSPHRASE, ca_key=other.ca_key)
+    assert home.server_certificate.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("listen", "names"),
+    [
+        ("superlink", {"localhost", "fl.example.org", "superlink"}),
+        ("0.0.0.0", {"localhost", "fl.example.org"}),
+    ],
+)
+def test_the_certificate_has_every_name_that_is_dialled(
+    listen: str, names: set[str], tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "named")
+    told = FEDERATION.model_copy(update={"host": "fl.example.org", "listen": listen})
+    provision(told, home, passphrase=PASSPHRASE)
+    server = x509.load_pem_x509_certificate(home.server_certificate.read_bytes())
+    found = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(found.get_values_for_type(x509.DNSName)) == names
+    assert [str(one) for one in found.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
