@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -47,10 +48,8 @@ def test_the_superlink_follows_the_roster(tmp_path: Path) -> None:
         made = real.coordinator("invite", "west")
         assert made.returncode == 0, made.stdout + made.stderr
         west = tmp_path / "west"
-        west.mkdir()
-        (west / "site.yaml").write_text(
-            f"hospital: west\nkit: {real.home.kit('west')}\nstate: state\ndata: {{root: .}}\n"
-        )
+        shutil.copytree(real.home.kit("west"), west / "kit")
+        (west / "site.yaml").write_text("hospital: west\nkit: kit\nstate: state\ndata: {root: .}\n")
         site = str(west / "site.yaml")
         told = json.loads(hospital("join", "--site", site, "--out", str(tmp_path), "--json").stdout)
         done = real.coordinator("admit", told["file"], "--fingerprint", told["fingerprint"])
