@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def make_home(folder: Path, hospitals: Sequence[str] = HOSPITALS) -> Home:
         half = f"{name}{SUFFIX}"
         shutil.copy(identity.folder_of(folder.parent / name / "state") / half, sent / half)
     content = Federation(name="bench", host=LOOPBACK, port=free_port(), hospitals=list(hospitals))
-    provision(content, home, sent)
+    provision(content, home, sent, passphrase=secrets.token_hex(16))
     return home
 
 

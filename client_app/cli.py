@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from client_app.budget.commands import app as ledger_commands
 from client_app.encrypted_model import app as model_commands
 from client_app.kit import read_kit
 from client_app.link import LINK_VARIABLE
-from client_app.membership import identity_app, roster_app
+from client_app.membership import identity_app, join, roster_app
 from client_app.site import SITE_VARIABLE, Site, read_site
 from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
@@ -50,6 +51,9 @@ class Side(StrEnum):
     SUPEREXEC = "superexec"
 
 
+app.command()(join)
+
+
 @app.command()
 def check(
     task: Annotated[
@@ -57,16 +61,45 @@ def check(
         typer.Option(help="A task: counts the patients and images that it would use."),
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share of patients not trained on.")] = 0.25,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="CONSILIUM_CHECK_PARTS",
+            help="Only what can be seen from here: site, connection, device, state, data (repeatable).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for monitoring.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings too.")] = False,
     site: SiteOption = DEFAULT_SITE,
 ) -> None:
-    """Say what is missing before the first round. Exits 1 when something is.
+    """Say what is missing before the first round, and what to do about it.
+
+    Exits 0 when a round can be served, also with warnings (!) or where something cannot be seen from
+    here (–), and 1 when something has to be mended (✗).
 
     Example: hospital check --site site.yaml --task chest_xray
     """
-    from client_app.checks import run_checks
+    from client_app.checks import PARTS, run_checks
+    from client_app.checks.finding import Finding, Level, show
 
-    if not run_checks(read_site(site), task, held_out, console):
-        raise ConfigError("not ready; mend the lines marked ✗")
+    screen = Console(stderr=True) if as_json else console
+    try:
+        content = read_site(site)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        found = [Finding("configuration", "site", "configuration", Level.PROBLEM, str(error))]
+        show(found[0], screen)
+    else:
+        found = run_checks(content, task, held_out, screen, part or PARTS)
+    bad = {Level.PROBLEM, Level.WARNING} if strict else {Level.PROBLEM}
+    good = not any(finding.level in bad for finding in found)
+    if as_json:
+        typer.echo(json.dumps({"ok": good, "checks": [asdict(one) for one in found]}, indent=1))
+        raise typer.Exit(0 if good else 1)
+    if not good:
+        raise ConfigError("not ready; mend the lines marked ✗" + (" and !" if strict else ""))
 
 
 @app.command()

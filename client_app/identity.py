@@ -150,28 +150,26 @@ def settle(site: Site, in_force: Roster) -> bool:
         return settled
 
 
-def public_halves(site: Site) -> list[tuple[Path, Member]]:
+def public_halves(state: Path, hospital: str) -> list[tuple[Path, Member]]:
     """The files for the coordinator, and what each says: of the keys here, then of waiting ones.
 
     Raises:
         ConfigError: there are no keys, or a file is damaged or not of the keys beside it.
     """
-    home = folder_of(site.state)
+    home = folder_of(state)
     if not home.exists():
-        raise ConfigError(_none(site.state))
+        raise ConfigError(_none(state))
     found = []
     for folder in (home, home / _NEXT):
         if not folder.exists():
             continue
-        path = folder / f"{site.hospital}{public_identity.SUFFIX}"
-        member = Member(
-            site.hospital, _public(folder / _NODE) or "", _public(folder / _IDENTITY) or ""
-        )
+        path = folder / f"{hospital}{public_identity.SUFFIX}"
+        member = Member(hospital, _public(folder / _NODE) or "", _public(folder / _IDENTITY) or "")
         try:
             said = public_identity.read(path).member
         except FileNotFoundError:
             raise ConfigError(
-                f"{path} is missing: these keys are not of {site.hospital}, or it was deleted; bring "
+                f"{path} is missing: these keys are not of {hospital}, or it was deleted; bring "
                 f"it back from a backup, or {_ANEW}"
             ) from None
         if not said.same_keys(member):
@@ -187,15 +185,15 @@ def folder_of(state: Path) -> Path:
 
 
 _ANEW = (
-    "move that folder away, run hospital identity create, and ask the coordinator for coordinator "
-    "hospital rotate --lost, which the other hospitals have to confirm"
+    "move that folder away, run hospital join, and ask the coordinator for coordinator rotate --lost, "
+    "which the other hospitals have to confirm"
 )
 
 
 def _none(state: Path) -> str:
     return (
-        f"there are no keys in {folder_of(state)}: make them with hospital identity create, and send "
-        "the file it names to the coordinator"
+        f"there are no keys in {folder_of(state)}: make them with hospital join, and send the file that "
+        "it names to the coordinator"
     )
 
 

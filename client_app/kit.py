@@ -1,9 +1,11 @@
 """The kit that the coordinator's provisioning made for this hospital, and the roster that is pinned.
 
 A kit holds nothing secret: where to dial, the authority's certificate, the coordinator's public key, and
-the roster as it was then. The first roster that this hospital used is pinned in its state folder. From
-then on a newer one is in force only after a person here has looked at who was added, who was removed and
-whose key changed (`hospital roster accept`), also where a newer kit brings it.
+the roster as it was then, if there was one. One roster is pinned in the state folder and in force. A
+person here takes each (`hospital roster accept`), the first too, after a look at who is on it, who was
+added, who was removed and whose key changed, also where a newer kit brings it. The one exception is a
+kit whose roster names this hospital: it was made from keys that were sent before, and is pinned at the
+first `check` or `start`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -19,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from client_app.private_file import write_private
 from client_app.site import Site
 from federation import roster
+from federation.invitation import Invitation
+from federation.public_identity import SUFFIX
 from federation.roster import Changes, Roster
 from federation.schema import ConfigError
 
@@ -30,10 +35,20 @@ class Kit:
     """What provisioning made for one hospital. `state` is this hospital's own folder."""
 
     path: Path
-    federation: str
-    hospital: str
-    superlink: str
+    invitation: Invitation
     state: Path
+
+    @property
+    def federation(self) -> str:
+        return self.invitation.federation
+
+    @property
+    def hospital(self) -> str:
+        return self.invitation.hospital
+
+    @property
+    def superlink(self) -> str:
+        return self.invitation.superlink
 
     @property
     def ca_certificate(self) -> Path:
@@ -44,17 +59,46 @@ class Kit:
         """Where the roster lies that this hospital accepted; absent until it is first used."""
         return self.state / "roster.json"
 
+    def authority(self) -> x509.Certificate:
+        """Whose signature the coordinator's server shows. Raises ConfigError: it is no authority's."""
+        file = self.ca_certificate
+        try:
+            found = x509.load_pem_x509_certificate(roster.read_bounded(file, _LARGEST))
+            usage = found.extensions.get_extension_for_class(x509.BasicConstraints).value
+            signs = usage.ca
+        except (FileNotFoundError, ValueError, x509.ExtensionNotFound):
+            signs = False
+        if not signs:
+            raise ConfigError(
+                f"{file} is not an authority's certificate; ask the coordinator for the kit again"
+            )
+        return found
+
+    def fingerprint(self) -> str:
+        """To be compared with the coordinator's by telephone. Raises ConfigError: a damaged kit."""
+        return self.invitation.fingerprint(self.authority(), self._coordinator())
+
     def roster(self) -> Roster:
-        """The roster in force here: the pinned one, or the kit's where none is pinned yet.
+        """The roster in force here: the pinned one, or the kit's where it names this hospital.
 
         Raises:
-            ConfigError: it is missing, of another federation, or this kit's coordinator did not sign it.
+            ConfigError: there is none, it is of another federation, or this kit's coordinator did not
+                sign it.
         """
-        return self._read(self.pinned if self.pinned.exists() else self.path / "roster.json")[1]
+        if self.pinned.exists():
+            return self._read(self.pinned)[1]
+        shipped = self.shipped()
+        if shipped is None or shipped.member(self.hospital) is None:
+            raise ConfigError(
+                f"no roster is in force here yet. When the coordinator has admitted {self.hospital} it "
+                "sends roster.json: take it with hospital roster accept roster.json"
+            )
+        return shipped
 
-    def shipped(self) -> Roster:
-        """The kit's own roster. Raises ConfigError: as `roster`."""
-        return self._read(self.path / "roster.json")[1]
+    def shipped(self) -> Roster | None:
+        """The kit's own roster, if it has one. Raises ConfigError: as `roster`."""
+        file = self.path / "roster.json"
+        return self._read(file)[1] if file.exists() else None
 
     def pin(self) -> Roster:
         """The roster in force, pinned if it was not yet.
@@ -62,26 +106,41 @@ class Kit:
         Raises:
             ConfigError: as `roster`; or the kit has a roster of the pinned version that differs from it.
         """
+        pinned, shipped = self.roster(), self.shipped()
         if not self.pinned.exists():
             self.put(self._read(self.path / "roster.json")[0])
-        pinned, shipped = self.roster(), self.shipped()
+        if shipped is not None:
+            self._require_same(pinned, shipped)
+        return pinned
+
+    def _require_same(self, pinned: Roster, shipped: Roster) -> None:
         if pinned.version == shipped.version and pinned.sha256() != shipped.sha256():
             raise ConfigError(
                 f"the kit has another roster of version {shipped.version} than the one pinned in "
                 f"{self.pinned}: the coordinator told different hospitals different things, or the kit "
                 "was changed. Ask the other hospitals for the SHA-256 that hospital roster show prints"
             )
-        return pinned
 
     def offered(self, path: Path) -> Offered:
-        """A roster that somebody here may accept in place of the one in force.
+        """A roster that somebody here may accept in place of the one in force, or as the first.
 
         Raises:
             ConfigError: not signed by the coordinator whose key is in the kit, of another federation,
-                not newer, or not made from the one in force.
+                not newer, or not made from the one in force; or a first one without this hospital.
         """
         content, new = self._read(path)
-        old = self.roster()
+        shipped = self.shipped()
+        named = shipped is not None and shipped.member(self.hospital) is not None
+        if not self.pinned.exists() and (not named or shipped == new):
+            if new.member(self.hospital) is None:
+                raise ConfigError(
+                    f"{path} does not name {self.hospital}: the coordinator has not admitted it yet. "
+                    f"Send it {self.hospital}{SUFFIX}, and take the roster that comes then"
+                )
+            if shipped is not None:
+                self._require_same(new, shipped)
+            return Offered(Roster(self.federation, (), 0), new, content)
+        old = self.pin()
         if new.version <= old.version:
             known = new.sha256() == old.sha256()
             raise ConfigError(
@@ -127,7 +186,12 @@ class Kit:
 
 @dataclass(frozen=True)
 class Offered:
-    """A newer roster, not accepted yet. `content` is the file."""
+    """A newer roster, not accepted yet.
+
+    Attributes:
+        old: the one in force; without hospitals, and of version 0, where there is none yet.
+        content: the file.
+    """
 
     old: Roster
     new: Roster
@@ -149,25 +213,25 @@ def read_kit(site: Site) -> Kit:
     Raises:
         ConfigError: not a kit, or another hospital's kit.
     """
-    file = site.kit / "kit.json"
-    try:
-        content = roster.from_json(roster.read_bounded(file, _LARGEST))
-        federation, hospital, superlink = (
-            content[key] for key in ("federation", "hospital", "superlink")
-        )
-        if not all(isinstance(text, str) for text in (federation, hospital, superlink)):
-            raise ValueError("not text")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"{site.kit} is not a kit; the coordinator makes it from what hospital identity create "
-            f"writes, and hands over the folder hospitals/{site.hospital}"
-        ) from None
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"{file} is damaged; ask the coordinator for the kit again") from None
-    kit = Kit(site.kit, federation, hospital, superlink, site.state)
+    kit = open_kit(site.kit, site.state)
     if kit.hospital != site.hospital:
         raise ConfigError(f"{site.kit} is the kit of {kit.hospital!r}, not of {site.hospital!r}")
     return kit
+
+
+def open_kit(path: Path, state: Path) -> Kit:
+    """The kit in a folder. Raises ConfigError: it is none, or damaged."""
+    file = path / "kit.json"
+    try:
+        invitation = Invitation.from_bytes(roster.read_bounded(file, _LARGEST))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{path} is not a kit; it is a folder that the coordinator makes for each hospital "
+            "(coordinator provision or invite) and hands over"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"{file} is damaged; ask the coordinator for the kit again") from None
+    return Kit(path, invitation, state)
 
 
 def sync_folder(folder: Path) -> None:

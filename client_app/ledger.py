@@ -240,6 +240,11 @@ class Ledger:
 
         return _largest(slack, MOST_REMAINING)
 
+    def require_writable(self) -> None:
+        """Raises LedgerError: the next charge could not be written; nothing is, here."""
+        with self._file.locked():
+            pass
+
     def verify(self) -> tuple[int, str]:
         """How many charges there are, and the hash of the last.
 

@@ -1,4 +1,4 @@
-"""`hospital identity …` and `hospital roster …`: this hospital's keys, and whose else it believes."""
+"""`hospital join`, `identity …` and `roster …`: this hospital's keys, and whose else it believes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,55 @@ OutOption = Annotated[
 DEFAULT_SITE = Path("site.yaml")
 
 
+def join(
+    kit: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[KIT]", help="The kit's folder; the site's without it.", show_default=False
+        ),
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", envvar=SITE_VARIABLE, help="The hospital's own configuration."),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="The state folder, where there is no site configuration yet."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.identity.json.")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Check the coordinator's kit, make this hospital's keys, and say what to read out by telephone.
+
+    The private keys stay in the state folder. NAME.identity.json is their public half, for the
+    coordinator. Once more it makes nothing and shows the same.
+
+    Example: hospital join kit --site site.yaml
+    """
+    from client_app import identity
+    from client_app.kit import open_kit, read_kit
+
+    if state is None:
+        content = read_site(site or DEFAULT_SITE)
+        content = content if kit is None else content.model_copy(update={"kit": kit})
+        found = read_kit(content)
+    elif kit is None:
+        raise ConfigError("--state needs the kit's folder: hospital join KIT --state DIR")
+    else:
+        found = open_kit(kit, state)
+    fingerprint = found.fingerprint()
+    found.shipped()  # or a kit that is damaged is noticed after keys were made for it
+    if not identity.folder_of(found.state).exists():
+        member = identity.create(found.state, found.hospital)
+        _record(found.state, "identity", what="created", identity_key=member.identity_key)
+    _show_halves(found.state, found.hospital, out, as_json, fingerprint)
+    if not as_json:
+        _print(
+            "compare the kit's fingerprint with the one that the coordinator reads to you. When it has "
+            "admitted this hospital it sends roster.json: hospital roster accept roster.json"
+        )
+
+
 @identity_app.command()
 def create(
     site: SiteOption = DEFAULT_SITE, out: OutOption = None, as_json: JsonOption = False
@@ -49,8 +98,8 @@ def create(
 
     content = read_site(site)
     member = identity.create(content.state, content.hospital)
-    _record(content, "identity", what="created", identity_key=member.identity_key)
-    _show_halves(content, out, as_json)
+    _record(content.state, "identity", what="created", identity_key=member.identity_key)
+    _show_halves(content.state, content.hospital, out, as_json)
 
 
 @identity_app.command("show")
@@ -61,7 +110,8 @@ def show_identity(
 
     Example: hospital identity show --out .
     """
-    _show_halves(read_site(site), out, as_json)
+    content = read_site(site)
+    _show_halves(content.state, content.hospital, out, as_json)
 
 
 @identity_app.command("rotate")
@@ -76,8 +126,8 @@ def rotate_identity(
 
     content = read_site(site)
     member = identity.rotate(content)
-    _record(content, "identity", what="rotated", identity_key=member.identity_key)
-    _show_halves(content, out, as_json)
+    _record(content.state, "identity", what="rotated", identity_key=member.identity_key)
+    _show_halves(content.state, content.hospital, out, as_json)
 
 
 @roster_app.command("show")
@@ -101,6 +151,7 @@ def show_roster(site: SiteOption = DEFAULT_SITE, as_json: JsonOption = False) ->
         typer.echo(json.dumps(shown, indent=1))
         return
     source = "pinned" if kit.pinned.exists() else "the kit's, pinned by hospital check or start"
+    shipped = kit.shipped()
     _print(
         f"federation {roster.federation}, version {roster.version} ({source})\n"
         f"SHA-256 {roster.sha256()}"
@@ -108,7 +159,7 @@ def show_roster(site: SiteOption = DEFAULT_SITE, as_json: JsonOption = False) ->
     for name in roster.names():
         if (member := roster.member(name)) is not None:
             _print(_line(name, member))
-    if kit.shipped().version > roster.version:
+    if shipped is not None and shipped.version > roster.version:
         _print(
             f"the kit has a newer one: hospital roster accept {kit.path / 'roster.json'} --site {site}"
         )
@@ -122,7 +173,7 @@ def accept(
         bool, typer.Option("--yes", help="Do not ask; for scripts of who has compared already.")
     ] = False,
 ) -> None:
-    """Take a newer roster, after looking at who was added, removed, or has other keys.
+    """Take the first roster or a newer one, after looking at who was added, removed, or has other keys.
 
     Nobody gets in without this: a coordinator that could add hospitals of its own, or change a key,
     would know all updates of a secure sum but one, and read that one as the remainder. Compare each
@@ -135,7 +186,6 @@ def accept(
 
     content = read_site(site)
     kit = read_kit(content)
-    kit.pin()
     offered = kit.offered(file)
     own = offered.new.member(content.hospital)
     if own is not None and not identity.holds(content.state, own):
@@ -145,10 +195,11 @@ def accept(
         )
     _show_offer(offered, content)
     if not yes and not _confirmed():
-        raise ConfigError(f"not accepted; version {offered.old.version} stays in force")
+        stays = f"version {offered.old.version}" if offered.old.version else "none"
+        raise ConfigError(f"not accepted; {stays} stays in force")
     changes = offered.changes
     _record(
-        content,
+        content.state,
         "roster",
         version=offered.new.version,
         roster=offered.new.sha256(),
@@ -164,28 +215,37 @@ def accept(
         _print("the new keys are in force and the old ones deleted; restart hospital start")
 
 
-def _show_halves(site: Site, out: Path | None, as_json: bool) -> None:
-    """What lies in the identity folder, and a copy of its newest public half in `out`."""
+def _show_halves(
+    state: Path, hospital: str, out: Path | None, as_json: bool, kit: str | None = None
+) -> None:
+    """What lies in the identity folder, and a copy of its newest public half in `out`.
+
+    Args:
+        kit: the kit's fingerprint, where it is to be compared too.
+    """
     from client_app import identity
     from client_app.private_file import write_private
 
-    halves = identity.public_halves(site)
+    halves = identity.public_halves(state, hospital)
     path, newest = halves[-1]
     if out is not None:
         content, path = path.read_bytes(), out / path.name
         write_private(path, content)
     if as_json:
         shown = {
-            "hospital": site.hospital,
+            "hospital": hospital,
             "file": str(path),
             "fingerprint": newest.fingerprint(),
             "waiting": len(halves) > 1,
+            **({} if kit is None else {"kit": kit}),
         }
         typer.echo(json.dumps(shown, indent=1))
         return
     for member in (member for _, member in halves):
         kind = "new keys, waiting for a roster" if member is not halves[0][1] else "keys"
-        _print(f"{kind}\n{_line(site.hospital, member)}")
+        _print(f"{kind}\n{_line(hospital, member)}")
+    if kit is not None:
+        _print(f"the kit, and with it the coordinator\n    {kit}")
     _print(
         f"send {path} to the coordinator (nothing in it is secret), and read the fingerprint out over "
         "the telephone when asked"
@@ -196,10 +256,16 @@ def _show_offer(offered: Offered, site: Site) -> None:
     from federation.public_identity import succeeds
 
     old, new, changes = offered.old, offered.new, offered.changes
-    _print(
-        f"federation {new.federation}: version {old.version} → {new.version}, SHA-256 {new.sha256()}"
-    )
-    if skipped := list(offered.skipped):
+    if not old.version:
+        _print(
+            f"federation {new.federation}: the first roster here, version {new.version}, SHA-256 "
+            f"{new.sha256()}"
+        )
+    else:
+        _print(
+            f"federation {new.federation}: version {old.version} → {new.version}, SHA-256 {new.sha256()}"
+        )
+    if old.version and (skipped := list(offered.skipped)):
         which = f"version {skipped[0]} was"
         if len(skipped) > 1:
             which = f"versions {skipped[0]} to {skipped[-1]} were"
@@ -208,7 +274,10 @@ def _show_offer(offered: Offered, site: Site) -> None:
             "coordinator's word alone. What is below is all that differs"
         )
     for member in changes.added:
-        _print(f"  ADDED    {_line(member.name, member)}")
+        here = (
+            "  (this hospital, with the keys that are here)" if member.name == site.hospital else ""
+        )
+        _print(f"  ADDED    {_line(member.name, member)}{here}")
     for member in changes.removed:
         here = (
             "  (this hospital: it can take no further part)" if member.name == site.hospital else ""
@@ -237,11 +306,11 @@ def _confirmed() -> bool:
     )
 
 
-def _record(site: Site, event: str, /, **fields: object) -> None:
+def _record(state: Path, event: str, /, **fields: object) -> None:
     from client_app.audit import Audit, AuditError
 
     try:
-        Audit(site.state / "audit.jsonl").append(event, **fields)
+        Audit(state / "audit.jsonl").append(event, **fields)
     except AuditError as error:
         raise ConfigError(str(error)) from None
 

@@ -59,6 +59,7 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal_error"
     # found by the coordinator
     ABSENT = "absent"
+    SUSPENDED = "suspended"
     UNAVAILABLE = "unavailable"
     CRASHED = "crashed"
     LATE = "late"

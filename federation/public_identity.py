@@ -106,8 +106,7 @@ def read(path: Path) -> PublicIdentity:
         ) from None
     except ValueError:
         raise ConfigError(
-            f"{path} is not the public half of a hospital's keys; it is made by: "
-            "hospital identity create --site site.yaml"
+            f"{path} is not the public half of a hospital's keys; it is made by: hospital join KIT"
         ) from None
 
 

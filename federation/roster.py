@@ -71,10 +71,9 @@ class Member:
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(self.identity_key))
 
     def fingerprint(self) -> str:
-        """SHA-256 of name and keys in sixteen groups of four, to be read out over the telephone."""
+        """Of name and keys, to be read out over the telephone, see `in_groups`."""
         keys = {"name": self.name, "node_key": self.node_key, "identity_key": self.identity_key}
-        digest = hashlib.sha256(_FINGERPRINT + canonical(keys)).hexdigest()
-        return " ".join(digest[start : start + 4] for start in range(0, len(digest), 4))
+        return in_groups(hashlib.sha256(_FINGERPRINT + canonical(keys)))
 
     def same_keys(self, other: Member) -> bool:
         return (self.node_key, self.identity_key) == (other.node_key, other.identity_key)
@@ -225,7 +224,7 @@ def node_key(line: str) -> ec.EllipticCurvePublicKey:
     """The key in an OpenSSH line. Raises ValueError: not EC P-384, or written in another way."""
     try:
         key = load_ssh_public_key(line.encode())
-    except (UnsupportedAlgorithm, UnicodeEncodeError) as error:
+    except (UnsupportedAlgorithm, UnicodeEncodeError, NotImplementedError) as error:
         raise ValueError("not an OpenSSH key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise ValueError("a node key is an EC key on P-384")
@@ -249,6 +248,21 @@ def identity_key(text: str) -> Ed25519PublicKey:
 
 def identity_text(key: Ed25519PublicKey) -> str:
     return base64.b64encode(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+
+
+def in_groups(digest: hashlib._Hash) -> str:
+    """The first 128 bits of a SHA-256 in eight groups of four letters.
+
+    Who would pass for another needs keys of one given fingerprint, 2¹²⁸ tries; two of one's own that
+    agree in it (2⁶⁴) pass for nobody. More would not be read out to its end.
+    """
+    text = digest.hexdigest()[:32]
+    return " ".join(text[start : start + 4] for start in range(0, len(text), 4))
+
+
+def same_fingerprint(one: str, other: str) -> bool:
+    """Whether what a person typed is this fingerprint, however it is spaced."""
+    return "".join(one.split()).lower() == "".join(other.split()).lower()
 
 
 def canonical(content: Any) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -124,9 +125,11 @@ def _federation(state: Path, names: tuple[str, ...]) -> Home:
     content = {"name": "demo", "host": "127.0.0.1", "port": free_port(), "hospitals": list(names)}
     file.write_text(yaml.safe_dump(content))
     home = Home(state / "coordinator")
+    passphrase = state / "ca.passphrase"
+    passphrase.write_text(secrets.token_hex(16))
     _command(
         "coordinator", "provision", str(file), "--identities", str(state / "identities"),
-        "--home", str(home.path),
+        "--home", str(home.path), "--passphrase-file", str(passphrase),
     )  # fmt: skip
     for name in names:
         shutil.copytree(home.kit(name), state / name / "kit")

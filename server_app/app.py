@@ -64,7 +64,7 @@ def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) 
     descent = aggregation.descent_of(experiment)
     courier = Courier(
         folder,
-        Exchange(grid, roster, experiment.participation),
+        Exchange(grid, roster, experiment.participation, home.suspensions),
         descent,
         home.lodgings if experiment.privacy is not None else None,
     )

@@ -15,13 +15,13 @@ from rich.console import Console
 from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
+from server_app import membership_commands as membership
 from server_app.compare_commands import compare
 from server_app.home import HOME_VARIABLE, Home, read_federation
-from server_app.hospital_commands import app as hospital_commands
-from server_app.hospital_commands import show_members
 
 app = typer.Typer(**options("The coordinator of a federation."))
-app.add_typer(hospital_commands, name="hospital")
+certificate = typer.Typer(**options("The server's certificate."))
+app.add_typer(certificate, name="certificate")
 console = Console()
 
 HomeOption = Annotated[
@@ -40,30 +40,76 @@ class Side(StrEnum):
     SUPEREXEC = "superexec"
 
 
+PassphraseOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the passphrase of the authority's key; else CONSILIUM_CA_PASSPHRASE, or asked."
+    ),
+]
+CaKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the authority's encrypted key lies, as on a medium that is taken out; "
+        "else ca.p12 in the folder."
+    ),
+]
+
+
 @app.command()
 def provision(
     file: Annotated[Path, typer.Argument(help="federation.yaml: name, host, port, hospitals.")],
     identities: Annotated[
-        Path, typer.Option(help="Folder with the NAME.identity.json that each hospital sent.")
-    ] = Path("identities"),
+        Path | None,
+        typer.Option(
+            help="Folder with the NAME.identity.json of hospitals that made their keys before "
+            "(hospital identity create): they are on the first roster. Without: each has an invitation."
+        ),
+    ] = None,
+    passphrase_file: PassphraseOption = None,
+    ca_key: CaKeyOption = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Make the authority, the server's certificate, the first roster, and a kit for each hospital.
+    """Make the authority, the server's certificate, and a kit for each hospital to join with.
 
-    Each hospital runs `hospital identity create` before, and sends the file that it makes.
-
-    Example: coordinator provision federation.yaml --identities identities --home coordinator
+    Example: coordinator provision federation.yaml --home coordinator
     """
+    from server_app import authority
     from server_app.provision import provision as make
 
-    made = make(read_federation(file), Home(home), identities)
-    console.print(f"federation [bold]{made.federation}[/] is in {home}")
-    show_members(made.members)
+    federation = read_federation(file)
+    passphrase = authority.passphrase(passphrase_file, new=True)
+    place = Home(home)
+    make(federation, place, identities, passphrase=passphrase, ca_key=ca_key)
+    console.print(f"federation [bold]{federation.name}[/] is in {home}")
+    if identities is None:
+        membership.show_next_steps(place)
+    else:
+        membership.show_first_roster(place)
+
+
+@certificate.command()
+def renew(
+    passphrase_file: PassphraseOption = None,
+    ca_key: CaKeyOption = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """A new certificate for the server, by the same authority. Hospitals need do nothing.
+
+    Example: coordinator certificate renew --home coordinator
+    """
+    from server_app import authority
+    from server_app.provision import renew as make
+
+    place = Home(home)
+    place.federation()
+    made = make(place, authority.passphrase(passphrase_file, new=False), ca_key=ca_key)
     console.print(
-        "have each hospital read its fingerprint to you over the telephone, and compare, before it "
-        f"gets its kit from {Home(home).kits} (nothing in a kit is secret)",
+        f"{place.server_certificate} is valid until {made.not_valid_after_utc:%Y-%m-%d}. It counts from "
+        "the next coordinator start (and of the proxy before it, if there is one): hospitals reconnect "
+        "by themselves, and runs go on if that takes less than a minute.",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 
@@ -162,23 +208,28 @@ def run(
 
 
 @app.command()
-def status(home: HomeOption = DEFAULT_HOME) -> None:
-    """Who is connected, and how far each run is.
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Who is connected, how far each run is, how long certificates hold, and what needs a person.
 
-    Example: coordinator status --home coordinator
+    Exits 0 when nothing does, and 1 otherwise: the SuperLink is down, a hospital that is neither
+    suspended nor only invited is not connected, a certificate ends within 30 days, or the newest run
+    failed or broke off.
+
+    Example: coordinator status --json
     """
-    from server_app.control import Control, Unreachable
-    from server_app.progress import hospitals_table, runs_table
+    import json
 
-    place = Home(home)
-    members = place.roster().members
-    try:
-        with Control(place) as control:
-            states: dict[str, str] | None = control.hospitals(members)
-    except Unreachable:
-        states = None
-    console.print(hospitals_table([m.name for m in members], states))
-    console.print(runs_table(place.runs))
+    from server_app import status as now
+
+    found = now.look(Home(home))
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        now.show(found, console)
+    raise typer.Exit(1 if found.attention else 0)
 
 
 @app.command()
@@ -248,7 +299,17 @@ def card(
     console.print(str(write_card(folder.path, out)), soft_wrap=True, highlight=False, markup=False)
 
 
-app.command()(compare)
+for command in (
+    membership.hospitals,
+    membership.invite,
+    membership.admit,
+    membership.suspend,
+    membership.reinstate,
+    membership.remove,
+    membership.rotate,
+    compare,
+):
+    app.command()(command)
 
 
 def _report(folder: Path, samples: Path | None = None) -> Path:

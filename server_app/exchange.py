@@ -15,7 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -30,6 +30,7 @@ from federation.messages import Answer, Expected, Lodged, Reason, Request, WireE
 from federation.pace import Pace
 from federation.roster import Roster
 from federation.schema import Participation
+from server_app.suspensions import Suspensions
 
 _TRANSPORT_FAILURES: Mapping[int, Reason] = {
     ErrorCode.NODE_UNAVAILABLE: Reason.UNAVAILABLE,
@@ -89,12 +90,18 @@ class Parcel:
 
 @dataclass
 class Exchange:
-    """Asks hospitals over the Grid."""
+    """Asks hospitals over the Grid.
+
+    Attributes:
+        suspensions: who is not asked; None: all are.
+    """
 
     grid: Grid
     roster: Roster
     participation: Participation
+    suspensions: Suspensions | None = None
     _names: dict[bytes, str] = field(init=False)
+    _suspended: tuple[int, frozenset[str]] = field(default=(-1, frozenset()), init=False)
 
     def __post_init__(self) -> None:
         self._names = {
@@ -110,6 +117,28 @@ class Exchange:
             if name is not None:
                 found[name] = node.node_id
         return found
+
+    def suspended(self, round_: int) -> frozenset[str]:
+        """Who is not asked in this round: as it was when somebody first wanted to know.
+
+        Between two steps of a secure sum nobody is put out: that would cost the round.
+
+        Raises:
+            ConfigError: nobody can tell who is suspended.
+        """
+        if self.suspensions is None:
+            return frozenset()
+        if self._suspended[0] != round_:
+            self._suspended = round_, frozenset(self.suspensions.all())
+        return self._suspended[1]
+
+    def unanswered(self, hospitals: Iterable[str], round_: int) -> dict[str, Outcome]:
+        """An outcome for each hospital before it has said anything: absent, or suspended."""
+        out = self.suspended(round_)
+        return {
+            name: Outcome(name, reason=Reason.SUSPENDED if name in out else Reason.ABSENT)
+            for name in hospitals
+        }
 
     def ask(
         self,
@@ -131,7 +160,14 @@ class Exchange:
         Returns:
             An outcome a hospital, in the order of their names.
         """
-        return _Conversation(self, parcels, expected, wait, taken, enough).hold()
+        out = {
+            name: Outcome(name, reason=Reason.SUSPENDED)
+            for name, parcel in parcels.items()
+            if name in self.suspended(parcel.request.round)
+        }
+        asked = {name: parcel for name, parcel in parcels.items() if name not in out}
+        held = _Conversation(self, asked, expected, wait, taken, enough).hold()
+        return sorted([*held, *out.values()], key=lambda outcome: outcome.hospital)
 
 
 class _Conversation:

@@ -1,12 +1,14 @@
 """The coordinator's folder: where everything of one federation lies at the coordinator.
 
 federation.yaml   name, address and hospitals     roster.json      signed, see federation/roster.py
-ca.crt ca.key     the federation's authority      server.crt .key  the SuperLink's TLS certificate
+ca.crt ca.p12     the federation's authority      server.crt .key  the SuperLink's TLS certificate
 identity.key      signs the roster                superexec.secret
 database/         Flower's state                  runs/RUN/        see server_app/state.py
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
 lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
-sweeps/SWEEP.json see server_app/sweep.py
+sweeps/SWEEP.json see server_app/sweep.py         suspended.json   see server_app/suspensions.py
+
+`ca.p12` is encrypted, and nothing that runs needs it: it may lie elsewhere.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field, StringConstraints
 
 from federation import roster
-from federation.roster import Roster
+from federation.roster import Member, Roster
 from federation.schema import Closed, ConfigError, parse
 from server_app.lodgings import Lodgings
+from server_app.suspensions import Suspensions
 
 HOME_VARIABLE = "CONSILIUM_COORDINATOR"  # the folder's path, in the environment of its processes
 
@@ -31,7 +34,7 @@ HospitalName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,40}$
 
 
 class Federation(Closed):
-    """`federation.yaml`: who is in it, and where hospitals dial to."""
+    """`federation.yaml`: who is in it or invited, and where hospitals dial to."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
     host: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="DNS name or IPv4 hospitals dial")
@@ -75,6 +78,11 @@ class Home:
         return self.path / "ca.crt"
 
     @property
+    def ca_key(self) -> Path:
+        """Where the authority's key lies unless it was put elsewhere."""
+        return self.path / "ca.p12"
+
+    @property
     def server_certificate(self) -> Path:
         return self.path / "server.crt"
 
@@ -102,6 +110,10 @@ class Home:
     @property
     def lodgings(self) -> Lodgings:
         return Lodgings(self.path / "lodgings")
+
+    @property
+    def suspensions(self) -> Suspensions:
+        return Suspensions(self.path / "suspended.json")
 
     @property
     def services(self) -> Path:
@@ -146,9 +158,35 @@ class Home:
         return key
 
     def roster(self) -> Roster:
-        """Raises ConfigError: not a provisioned folder, or a roster that was changed."""
+        """The newest.
+
+        Raises:
+            ConfigError: not a provisioned folder, a roster that was changed, or none yet.
+        """
+        newest = self.newest_roster()
+        if newest is None:
+            raise ConfigError(
+                "no hospital is admitted yet: each sends the NAME.identity.json that hospital join "
+                "makes; take it in with coordinator admit FILE"
+            )
+        return newest
+
+    def newest_roster(self) -> Roster | None:
+        """As `roster`; None where no hospital was ever admitted."""
         self.federation()
+        if not self.roster_file.exists() and not any(self.rosters.glob("*.json")):
+            return None
         return roster.read(self.roster_file, self.identity().public_key())
+
+    def members(self) -> tuple[Member, ...]:
+        """The hospitals on the newest roster, if any is on one yet. Raises ConfigError: as `roster`."""
+        newest = self.newest_roster()
+        return () if newest is None else newest.members
+
+    def invited(self) -> list[str]:
+        """Hospitals that have a kit and are not admitted yet."""
+        admitted = {member.name for member in self.members()}
+        return [name for name in self.federation().hospitals if name not in admitted]
 
 
 def read_federation(path: Path) -> Federation:

@@ -172,17 +172,25 @@ def _finished(control: Control, flower_run: str) -> bool:
 
 def check_hospitals(home: Home, experiment: Experiment) -> None:
     """Raises ConfigError: the experiment asks for hospitals that are not on the roster, or too few."""
-    known = home.roster().names()
-    chosen = experiment.participation.hospitals or known
-    for name in chosen:
+    known, suspended = home.roster().names(), home.suspensions.all()
+    named = experiment.participation.hospitals
+    for name in named or ():
         if name not in known:
             raise ConfigError(f"participation.hospitals: {name!r} is not on the roster: {known}")
+        if name in suspended:
+            raise ConfigError(
+                f"participation.hospitals: {name} is suspended since {suspended[name].since}; "
+                f"coordinator reinstate {name} ends that"
+            )
+    chosen = named or [name for name in known if name not in suspended]
     left_out = experiment.evaluation.leave_out
     if left_out is not None:
         if left_out not in known:
             raise ConfigError(
                 f"evaluation.leave_out: {left_out!r} is not on the roster{nearest(left_out, known)}"
             )
+        if left_out in suspended:
+            raise ConfigError(f"evaluation.leave_out: {left_out} is suspended")
         chosen = [name for name in chosen if name != left_out]
         if len(chosen) < experiment.participation.least:
             raise ConfigError(
@@ -198,7 +206,7 @@ def check_hospitals(home: Home, experiment: Experiment) -> None:
     if len(chosen) < experiment.participation.least:
         raise ConfigError(
             f"participation.least is {experiment.participation.least}, but the roster has "
-            f"{len(chosen)} hospitals: {', '.join(chosen)}"
+            f"{len(chosen)} hospitals that are not suspended: {', '.join(chosen)}"
         )
 
 

@@ -3,26 +3,28 @@
 A hospital's keys are made at the hospital; here only their public half is ever read. Each change is a
 new signed version of the roster. It counts from the moment at which `roster.json` is replaced; what
 hangs on it (its copy in `rosters/`, the kits, `federation.yaml`) is made after that, and made again by
-the next command where one was killed between.
+the next command where one was killed between. Hospitals that `federation.yaml` names beyond the roster
+are invited: they have a kit, and are not admitted yet.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from federation import public_identity, roster
+from federation.invitation import Invitation
 from federation.public_identity import SUFFIX, PublicIdentity
 from federation.roster import MOST_MEMBERS, Member, Roster
-from federation.schema import ConfigError
+from federation.schema import ConfigError, parse
 from server_app.control import Control, Unreachable
 from server_app.home import Federation, Home
 from server_app.state import write_atomically
@@ -47,7 +49,8 @@ def read_identities(folder: Path, hospitals: list[str]) -> tuple[Member, ...]:
     if missing := sorted(set(hospitals) - found):
         raise ConfigError(
             f"{folder} has no public half of {', '.join(missing)}: each of them runs hospital identity "
-            f"create --site site.yaml and sends you the file NAME{SUFFIX} that it makes"
+            f"create --site site.yaml and sends you the file NAME{SUFFIX} that it makes; or provision "
+            "without --identities, and admit each when it has joined"
         )
     if extra := sorted(found - set(hospitals)):
         raise ConfigError(
@@ -56,7 +59,7 @@ def read_identities(folder: Path, hospitals: list[str]) -> tuple[Member, ...]:
         )
     members = []
     for name in sorted(hospitals):
-        member = _read(folder / f"{name}{SUFFIX}").member
+        member = read_identity(folder / f"{name}{SUFFIX}").member
         if member.name != name:
             raise ConfigError(
                 f"{folder / f'{name}{SUFFIX}'} is of {member.name!r}; a file has its hospital's name"
@@ -69,52 +72,99 @@ def read_identities(folder: Path, hospitals: list[str]) -> tuple[Member, ...]:
 def publish(home: Home, federation: Federation, version: Roster) -> None:
     """Make this version of the roster the federation's."""
     write_atomically(home.roster_file, roster.sign(version, home.identity()))
-    _complete(home, federation)
+    complete(home, federation)
 
 
-def add(home: Home, file: Path) -> Changed:
-    """Take a new hospital in.
+def invite(home: Home, name: str) -> Path:
+    """The kit of a hospital that is to join.
 
     Raises:
-        ConfigError: its public half cannot be used, or it is on the roster, or its keys were before.
+        ConfigError: it is on the roster or invited already, or it is no name for a hospital.
     """
     with _changing(home) as old:
-        new = _read(file)
-        if old.member(new.member.name) is not None:
-            raise ConfigError(
-                f"{new.member.name} is on the roster already (its kit: {home.kit(new.member.name)}); "
-                "for new keys: coordinator hospital rotate FILE"
-            )
-        if new.previous:
-            raise ConfigError(
-                f"{file} replaces keys of {new.member.name}, which is not on the roster; a new hospital "
-                "sends what hospital identity create makes"
-            )
-        return _next(home, old, (*old.members, new.member), new.member)
+        federation = home.federation()
+        if name in federation.hospitals:
+            state = "invited" if old is None or old.member(name) is None else "on the roster"
+            raise ConfigError(f"{name} is {state} already; its kit: {home.kit(name)}")
+        named = {"hospitals": sorted([*federation.hospitals, name])}
+        content = federation.model_dump() | named
+        complete(home, parse(Federation, content, where="coordinator invite"))
+    return home.kit(name)
 
 
-def remove(home: Home, name: str) -> Changed:
-    """Put a hospital out. Raises ConfigError: it is not on the roster, or the only one."""
+def admit(home: Home, *files: Path, fingerprints: Sequence[str] = ()) -> Changed:
+    """Take hospitals in, in one new version of the roster.
+
+    Args:
+        files: the public half of each one's keys.
+        fingerprints: of each, in the order of the files, as they were told; none: nothing is compared.
+
+    Raises:
+        ConfigError: a public half cannot be used or is another than was told; or its hospital is on
+            the roster, or its keys were before.
+    """
     with _changing(home) as old:
-        _known(old, name)
-        members = tuple(member for member in old.members if member.name != name)
-        if not members:
+        members = () if old is None else old.members
+        admitted = tuple(_as_told(files, fingerprints))
+        for file, new in zip(files, admitted, strict=True):
+            name = new.member.name
+            if any(member.name == name for member in members):
+                raise ConfigError(
+                    f"{name} is on the roster already (its kit: {home.kit(name)}); "
+                    "for new keys: coordinator rotate FILE"
+                )
+            if new.previous:
+                raise ConfigError(
+                    f"{file} replaces keys of {name}, which is not on the roster; a new hospital "
+                    "sends what hospital join makes"
+                )
+        fresh = tuple(new.member for new in admitted)
+        if len({member.name for member in fresh}) < len(fresh):
+            raise ConfigError("two of these files are of the same hospital")
+        return _next(home, old, (*members, *fresh), *fresh)
+
+
+def remove(home: Home, name: str) -> Changed | None:
+    """Put a hospital out; None where it was only invited.
+
+    Raises:
+        ConfigError: nobody knows it, or it is the only one on the roster.
+    """
+    with _changing(home) as old:
+        federation = home.federation()
+        others = [hospital for hospital in federation.hospitals if hospital != name]
+        invited = name in federation.hospitals and (old is None or old.member(name) is None)
+        if not invited:
+            _known(old, name)
+        members = tuple(member for member in _of(old) if member.name != name)
+        if not invited and not members:
             raise ConfigError(f"{name} is the only hospital on the roster, which cannot be empty")
-        return _next(home, old, members)
+        if not others:
+            raise ConfigError(f"{name} is the only hospital, and a federation has one at least")
+        told = federation.model_copy(update={"hospitals": others})
+        if invited:
+            complete(home, told)
+            return None
+        # First, or a kill after the roster's would leave it among those that are invited.
+        _write_federation(home, told)
+        changed = _next(home, old, members)
+        home.suspensions.forget(name)
+        return changed
 
 
-def rotate(home: Home, file: Path, *, lost: bool) -> Changed:
+def rotate(home: Home, file: Path, *, lost: bool, fingerprints: Sequence[str] = ()) -> Changed:
     """Put new keys in a hospital's old ones' place.
 
     Args:
         lost: the old identity is gone, so that it does not sign for the new one.
+        fingerprints: as in `admit`.
 
     Raises:
-        ConfigError: the public half cannot be used, or the old identity did not sign it and is not
-            said to be lost.
+        ConfigError: the public half cannot be used or is another than was told, or the old identity did
+            not sign it and is not said to be lost.
     """
     with _changing(home) as old:
-        new = _read(file)
+        (new,) = _as_told([file], fingerprints)
         before = _known(old, new.member.name)
         if new.member.same_keys(before):
             raise ConfigError(f"{file} has the keys that are on the roster already")
@@ -126,21 +176,62 @@ def rotate(home: Home, file: Path, *, lost: bool) -> Changed:
                 f"compare the fingerprint ({new.member.fingerprint()}) by telephone and add --lost"
             )
         after = new.member if signed else public_identity.without_succession(new.member)
-        others = (member for member in old.members if member.name != before.name)
+        others = (member for member in _of(old) if member.name != before.name)
         return _next(home, old, (*others, after), after)
 
 
-def _next(
-    home: Home, old: Roster, members: tuple[Member, ...], new: Member | None = None
-) -> Changed:
+def suspend(home: Home, name: str, reason: str) -> None:
+    """Have runs not ask a hospital from their next round on. It stays on the roster, and connected.
+
+    Raises:
+        ConfigError: it is not on the roster, or suspended already.
+    """
+    _known(home.newest_roster(), name)
+    home.suspensions.add(name, reason)
+
+
+def reinstate(home: Home, name: str) -> None:
+    """Have runs ask a suspended hospital again. Raises ConfigError: it is not suspended."""
+    home.federation()
+    home.suspensions.lift(name)
+
+
+def fingerprint_of_kits(home: Home) -> str:
+    """What the coordinator tells hospitals, who compare it with what `hospital join` prints."""
+    authority = x509.load_pem_x509_certificate(home.ca_certificate.read_bytes())
+    invitation = _invitation(home.federation(), "")
+    return invitation.fingerprint(authority, home.identity().public_key())
+
+
+def _as_told(files: Sequence[Path], fingerprints: Sequence[str]) -> Iterator[PublicIdentity]:
+    """What is in the files, each with the fingerprint that was told of it, if any were."""
+    if fingerprints and len(fingerprints) != len(files):
+        raise ConfigError(
+            f"{len(fingerprints)} fingerprints for {len(files)} files: give one for each, in their order"
+        )
+    for number, file in enumerate(files):
+        new = read_identity(file)
+        found = new.member.fingerprint()
+        if fingerprints and not roster.same_fingerprint(fingerprints[number], found):
+            raise ConfigError(
+                f"{file} has the fingerprint {found}, and {new.member.name}'s is said to be another: "
+                "the file is not what that hospital made. Ask it for the file again, on another way"
+            )
+        yield new
+
+
+def _next(home: Home, old: Roster | None, members: tuple[Member, ...], *new: Member) -> Changed:
     if len(members) > MOST_MEMBERS:
         raise ConfigError(f"a federation has at most {MOST_MEMBERS} hospitals")
     _distinct(members)
-    if new is not None:
-        _never_used(home, new)
+    for member in new:
+        _never_used(home, member)
+    federation = home.federation()
     ordered = tuple(sorted(members, key=lambda member: member.name))
-    version = Roster(old.federation, ordered, old.version + 1, old.sha256())
-    publish(home, home.federation(), version)
+    version = Roster(federation.name, ordered)
+    if old is not None:
+        version = replace(version, version=old.version + 1, previous=old.sha256())
+    publish(home, federation, version)
     return Changed(version, _register(home, version))
 
 
@@ -154,49 +245,55 @@ def _register(home: Home, version: Roster) -> bool:
     return True
 
 
-def _complete(home: Home, federation: Federation) -> None:
-    """What hangs on the newest version of the roster."""
+def complete(home: Home, federation: Federation) -> None:
+    """What hangs on the newest version of the roster, and on who else is named in `federation`."""
     key = home.identity().public_key()
-    content, current = roster.read_signed(home.roster_file, key)
     home.rosters.mkdir(exist_ok=True)
-    write_atomically(home.rosters / f"{current.version}.json", content)
-    names = current.names()
+    content, admitted = None, []
+    if home.roster_file.exists():
+        content, current = roster.read_signed(home.roster_file, key)
+        write_atomically(home.rosters / f"{current.version}.json", content)
+        admitted = current.names()
+    named = sorted({*admitted, *federation.hospitals})
     public = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    for name in names:
+    for name in named:
         kit = home.kit(name)
         kit.mkdir(parents=True, exist_ok=True)
-        about = {
-            "federation": federation.name,
-            "hospital": name,
-            "superlink": f"{federation.host}:{federation.port}",
+        parts = {
+            "ca.crt": home.ca_certificate.read_bytes(),
+            "coordinator.pub": public,
+            "kit.json": _invitation(federation, name).to_bytes(),
         }
-        for file, what in (
-            ("ca.crt", home.ca_certificate.read_bytes()),
-            ("roster.json", content),
-            ("coordinator.pub", public),
-            ("kit.json", json.dumps(about, indent=1).encode() + b"\n"),
-        ):
+        if content is not None:
+            parts["roster.json"] = content
+        for file, what in parts.items():
             write_atomically(kit / file, what)
     for kit in home.kits.iterdir():
-        if kit.name not in names and (kit / "kit.json").exists():
+        if kit.name not in named and (kit / "kit.json").exists():
             shutil.rmtree(kit)
     # In a new folder this comes last, so that one with this file is a whole one.
-    told = federation.model_copy(update={"hospitals": names})
-    write_atomically(
-        home.path / "federation.yaml",
-        yaml.safe_dump(told.model_dump(), sort_keys=False).encode(),
-    )
+    _write_federation(home, federation.model_copy(update={"hospitals": named}))
+
+
+def _write_federation(home: Home, federation: Federation) -> None:
+    content = yaml.safe_dump(federation.model_dump(), sort_keys=False)
+    write_atomically(home.path / "federation.yaml", content.encode())
+
+
+def _invitation(federation: Federation, hospital: str) -> Invitation:
+    return Invitation(federation.name, hospital, f"{federation.host}:{federation.port}")
 
 
 @contextmanager
-def _changing(home: Home) -> Iterator[Roster]:
-    """The newest roster, complete, while nobody else changes it."""
-    federation = home.federation()
+def _changing(home: Home) -> Iterator[Roster | None]:
+    """The newest roster, complete, while nobody else changes it; None before the first."""
+    home.federation()
     with (home.path / "membership.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        current = home.roster()
-        _require_newest(home, current)
-        _complete(home, federation)
+        current = home.newest_roster()
+        if current is not None:
+            _require_newest(home, current)
+        complete(home, home.federation())
         yield current
 
 
@@ -213,20 +310,26 @@ def _require_newest(home: Home, current: Roster) -> None:
             )
 
 
-def _read(file: Path) -> PublicIdentity:
+def read_identity(file: Path) -> PublicIdentity:
+    """A hospital's public half, its proofs checked. Raises ConfigError: there is none, or it is bad."""
     try:
         return public_identity.read(file)
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no {file}; the hospital makes it with hospital identity create (or rotate)"
+            f"there is no {file}; the hospital makes it with hospital join (or identity rotate)"
         ) from None
 
 
-def _known(current: Roster, name: str) -> Member:
-    member = current.member(name)
+def _known(current: Roster | None, name: str) -> Member:
+    member = None if current is None else current.member(name)
     if member is None:
-        raise ConfigError(f"{name!r} is not on the roster: {', '.join(current.names())}")
+        known = ", ".join(member.name for member in _of(current)) or "nobody is yet"
+        raise ConfigError(f"{name!r} is not on the roster: {known}")
     return member
+
+
+def _of(current: Roster | None) -> tuple[Member, ...]:
+    return () if current is None else current.members
 
 
 def _distinct(members: tuple[Member, ...]) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -251,34 +248,3 @@ def cost_lines(experiment: Experiment) -> list[str]:
             f"σ = {experiment.counted.noise_multiplier:g} patients"
         )
     return lines
-
-
-def hospitals_table(names: list[str], states: dict[str, str] | None) -> Table:
-    """`states` is None when the SuperLink does not answer."""
-    table = Table(title="hospitals", box=None, title_justify="left", header_style="bold")
-    table.add_column("name")
-    table.add_column("status")
-    for name in sorted(names):
-        state = (
-            "not known: the SuperLink is down" if states is None else states.get(name, "not let in")
-        )
-        table.add_row(name, state)
-    return table
-
-
-def runs_table(runs: Path) -> Table:
-    table = Table(title="runs", box=None, title_justify="left", header_style="bold")
-    for title in ("name", "state", "round", "note"):
-        table.add_column(title)
-    for path in sorted(runs.glob("[!.]*/status.json")):
-        status = json.loads(path.read_text())
-        state = status["state"]
-        if state == "running" and not RunFolder(path.parent).is_conducted():
-            state = "waiting or broken off"
-        table.add_row(
-            path.parent.name,
-            state,
-            f"{status['round']}/{status['rounds']}",
-            escape(status["message"] or ""),
-        )
-    return table

@@ -30,7 +30,7 @@ def serve(home: Home) -> None:
     Raises:
         ConfigError: they run already, the port is taken, or they do not come up.
     """
-    home.roster()
+    home.members()
     held = _hold(_lock(home))
     if held is None:
         raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
@@ -87,7 +87,7 @@ def _let_in(home: Home, superlink: Child, where: str) -> None:
     if not up:
         raise ConfigError(f"the SuperLink did not come up; {where}")
     with Control(home) as control:
-        control.register(home.roster().members)
+        control.register(home.members())
 
 
 @contextmanager

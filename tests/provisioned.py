@@ -9,6 +9,8 @@ from federation.public_identity import SUFFIX
 from server_app.home import Federation, Home
 from server_app.provision import provision
 
+PASSPHRASE = "for tests alone, of no secret"
+
 
 def provisioned(federation: Federation, home: Home, states: dict[str, Path]) -> Home:
     """The federation in `home`, with each hospital's keys in its state folder, by name."""
@@ -17,7 +19,7 @@ def provisioned(federation: Federation, home: Home, states: dict[str, Path]) -> 
     for name in federation.hospitals:
         identity.create(states[name], name)
         send(states[name], name, sent)
-    provision(federation, home, sent)
+    provision(federation, home, sent, passphrase=PASSPHRASE)
     return home
 
 

@@ -235,6 +235,27 @@ class Index:
             ) from None
 
 
+def noted(state: Path) -> tuple[int, float] | None:
+    """What the index holds without a look at the images: how many files, and when they were looked at.
+
+    Args:
+        state: the site's state folder.
+
+    Returns:
+        Files, and seconds since 1970; None where no look was ever finished.
+    """
+    path = state / "index.sqlite"
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(connect(path)) as database:
+            (files,) = database.execute("SELECT count(*) FROM files").fetchone()
+            row = database.execute("SELECT walked FROM about").fetchone()
+    except sqlite3.DatabaseError:
+        return None  # of another version, or damaged: the next update makes it anew
+    return None if row is None or row[0] is None else (files, row[0])
+
+
 def update(
     data: Data,
     *,

@@ -73,7 +73,8 @@ class Encrypted:
         Raises:
             TooFewHospitals: too few took part for their sum to be opened.
         """
-        self._rows, self._seconds = Rows.of(hospitals), {}
+        self._rows = Rows(self.courier.exchange.unanswered(hospitals, request.round))
+        self._seconds = {}
         folder = self.courier.folder
         made = SealedSum.load(folder, request.round, training=request.train)
         if made is None:
@@ -96,7 +97,8 @@ class Encrypted:
         Args:
             avoid: whose boxes did not open; asked last.
         """
-        online = self.courier.exchange.online()
+        out = self.courier.exchange.suspended(request.round)
+        online = self.courier.exchange.online().keys() - out
         missing = [name for name in hospitals if name not in self.ring.boxes]
         if not missing or (self.ring.boxes and not any(name in online for name in missing)):
             return
@@ -285,7 +287,9 @@ class Encrypted:
 
         asked = Request(self.courier.folder.name, done.round + 1, False, False, phase=Phase.RELEASE)
         expected = replace(self.expected, protected=shape.largest_blob(), private=False)
-        online = self.courier.exchange.online()
+        online = self.courier.exchange.online().keys() - self.courier.exchange.suspended(
+            asked.round
+        )
         members = self.experiment.participation.hospitals or self.roster.names()
         likely = sorted(members, key=lambda name: (self._holds.get(name) != done.round, name))
         for name in likely:

@@ -76,7 +76,7 @@ class Masked:
 
     def gather(self, hospitals: Sequence[str], request: Request, done: Checkpoint) -> Gathered:
         """Raises TooFewHospitals: too few took part for their sum to be opened, or it is none."""
-        self._outcomes = {name: Outcome(name, reason=Reason.ABSENT) for name in hospitals}
+        self._outcomes = self.courier.exchange.unanswered(hospitals, request.round)
         self._seconds = {}
         try:
             return self._gather(hospitals, request, done)
@@ -116,7 +116,9 @@ class Masked:
         enough = ready is not None and len(ready.sharers) >= ready.cohort.threshold
         if ready is not None and enough and ready.cohort.occasion.round == request.round:
             online = self.courier.exchange.online()
-            if set(ready.sharers) >= {name for name in hospitals if name in online}:
+            out = self.courier.exchange.suspended(request.round)
+            there = {name for name in hospitals if name in online} - out
+            if set(ready.sharers) >= there and not out & set(ready.sharers):
                 return ready
         with self._timed("setup"):
             return self._fresh_setup(hospitals, request)

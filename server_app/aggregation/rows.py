@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from federation.messages import Answer, Reason
@@ -14,11 +14,6 @@ class Rows:
     """One outcome a hospital: its last word, with the bytes and seconds of all steps."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, hospitals: Iterable[str]) -> Rows:
-        """Nobody has answered yet."""
-        return cls({name: Outcome(name, reason=Reason.ABSENT) for name in hospitals})
 
     def note(self, outcomes: Sequence[Outcome], *, letters: bool = False) -> None:
         """Args:

@@ -5,6 +5,10 @@ REASONS = {
         "not present",
         "The hospital was not connected to the federation when the round began.",
     ),
+    "suspended": (
+        "suspended",
+        "The coordinator had suspended the hospital when the round began; it was not asked.",
+    ),
     "unavailable": (
         "not reachable",
         "The hospital's node could not be reached when it was asked.",

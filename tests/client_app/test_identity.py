@@ -132,7 +132,7 @@ def test_keys_that_others_may_read_or_that_are_damaged_are_refused(north: Site, 
 
 def test_other_keys_than_the_rosters_are_refused_with_what_to_do(north: Site, home: Home) -> None:
     (north.state / "identity").rename(north.state / "away")
-    with pytest.raises(ConfigError, match="make them with hospital identity create"):
+    with pytest.raises(ConfigError, match="make them with hospital join"):
         identity.load(north)
     identity.create(north.state, "north")
     with pytest.raises(ConfigError, match="rotate --lost"):
@@ -156,7 +156,7 @@ def test_the_first_roster_is_pinned_and_a_swapped_kit_changes_nothing(
 ) -> None:
     read_kit(north).pin()
     identity.create(tmp_path / "mole", "mole")
-    membership.add(home, send(tmp_path / "mole", "mole", tmp_path))
+    membership.admit(home, send(tmp_path / "mole", "mole", tmp_path))
     (north.kit / "roster.json").write_bytes(home.roster_file.read_bytes())
     kit = read_kit(north)
     assert kit.pin().names() == kit.roster().names() == sorted(NAMES)
@@ -192,7 +192,7 @@ def test_another_coordinators_kit_does_not_replace_the_pinned_one(
 
 def test_an_added_hospital_gets_in_only_by_hand(home: Home, north: Site, tmp_path: Path) -> None:
     identity.create(tmp_path / "mole", "mole")
-    added = membership.add(home, send(tmp_path / "mole", "mole", tmp_path)).roster
+    added = membership.admit(home, send(tmp_path / "mole", "mole", tmp_path)).roster
     mole = added.member("mole")
     assert mole is not None
     said = hospital(north, "roster", "accept", str(home.roster_file), code=1)
@@ -246,7 +246,7 @@ def test_a_roster_that_forked_off_is_refused(home: Home, north: Site, tmp_path: 
 def test_skipped_versions_are_said(home: Home, north: Site, tmp_path: Path) -> None:
     membership.remove(home, "west")
     identity.create(tmp_path / "hill", "hill")
-    membership.add(home, send(tmp_path / "hill", "hill", tmp_path))
+    membership.admit(home, send(tmp_path / "hill", "hill", tmp_path))
     said = hospital(north, "roster", "accept", str(home.roster_file), "--yes")
     assert "version 2 was never seen here" in said
     assert "ADDED    hill" in said
@@ -469,7 +469,7 @@ def test_create_needs_no_kit_and_prints_the_fingerprint(tmp_path: Path) -> None:
     assert member.fingerprint() in hospital(alone, "identity", "show")
     said = hospital(alone, "start", code=1)
     assert "is not a kit" in said
-    assert "hospital identity create" in said
+    assert "coordinator provision or invite" in said
 
 
 def test_a_damaged_public_half_is_said(north: Site) -> None:

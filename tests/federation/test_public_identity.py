@@ -135,7 +135,7 @@ def test_a_changed_byte_is_refused_or_changes_nothing(at: int, byte: int, cut: b
 def test_reading_a_file_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "north.identity.json"
     for content, words in (
-        (b"{}", "hospital identity create"),
+        (b"{}", "hospital join"),
         (resigned("signature"), "a signature in it is wrong"),
         (b" " * (public_identity.LARGEST + 1), "larger than"),
     ):

@@ -49,12 +49,18 @@ def call(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
         ),
         (["coordinator", "stop", "none", "--home", "HOME"], "there is no run 'none'"),
         (["coordinator", "provision", "none.yaml"], "there is no none.yaml"),
-        (["coordinator", "hospital", "add", "none", "--home", "HOME"], "hospital identity create"),
-        (
-            ["coordinator", "hospital", "remove", "mars", "--home", "HOME"],
-            "not on the roster: north",
-        ),
-        (["coordinator", "hospital", "list"], "not a coordinator's folder"),
+        (["coordinator", "admit", "none", "--home", "HOME"], "hospital join"),
+        (["coordinator", "rotate", "none", "--home", "HOME"], "hospital join"),
+        (["coordinator", "remove", "mars", "--home", "HOME"], "not on the roster: north"),
+        (["coordinator", "suspend", "mars", "--home", "HOME"], "not on the roster: north"),
+        (["coordinator", "reinstate", "north", "--home", "HOME"], "north is not suspended"),
+        (["coordinator", "invite", "Bad Name", "--home", "HOME"], "hospitals.0"),
+        (["coordinator", "hospitals"], "not a coordinator's folder"),
+        (["coordinator", "certificate", "renew", "--home", "HOME"], "CONSILIUM_CA_PASSPHRASE"),
+        (["coordinator", "certificate", "renew"], "not a coordinator's folder"),
+        (["hospital", "join", "none", "--state", "s"], "none is not a kit"),
+        (["hospital", "join"], "copy one from configs/site/"),
+        (["hospital", "join", "--state", "s"], "hospital join KIT --state DIR"),
         (["hospital", "identity", "create"], "copy one from configs/site/"),
         (["hospital", "roster", "show", "--site", "none.yaml"], "no site configuration"),
         (["hospital", "check"], "copy one from configs/site/"),
@@ -83,10 +89,11 @@ def test_help_has_an_example_for_each_command(program: str) -> None:
     commands = {
         "coordinator": [
             *("provision", "start", "run", "status", "stop", "report", "compare"),
-            *("hospital add", "hospital remove", "hospital rotate", "hospital list"),
+            *("hospitals", "invite", "admit", "suspend", "reinstate", "remove", "rotate"),
+            "certificate renew",
         ],
         "hospital": [
-            *("check", "start", "phantom", "roster show", "roster accept"),
+            *("join", "check", "start", "phantom", "roster show", "roster accept"),
             *("identity create", "identity show", "identity rotate"),
         ],
     }[program]

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from client_app import identity
 from client_app.site import Site
-from federation import roster
+from federation import public_identity, roster
 from federation.public_identity import succeeds
 from federation.schema import ConfigError, parse
 from server_app import membership
 from server_app.cli import app
 from server_app.home import Federation, Home
-from tests.provisioned import provisioned, send
+from tests.provisioned import PASSPHRASE, provisioned, send
 
 NAMES = ["north", "east"]
 
@@ -72,7 +72,7 @@ def assert_whole(home: Home, names: list[str]) -> None:
 
 def test_versions_follow_from_one_another(home: Home, tmp_path: Path) -> None:
     assert_whole(home, ["east", "north"])
-    changed = membership.add(home, made(tmp_path, "west"))
+    changed = membership.admit(home, made(tmp_path, "west"))
     assert (changed.roster.version, changed.registered) == (2, False)
     assert_whole(home, ["east", "north", "west"])
     before = home.roster().member("north")
@@ -94,8 +94,8 @@ def test_what_cannot_be_added_is_refused_and_nothing_changes(home: Home, tmp_pat
     first = tmp_path / "coordinator-identities"
     before = home.roster_file.read_bytes()
     refusals: list[tuple[Callable[[], object], str]] = [
-        (lambda: membership.add(home, taken), "is on the roster already"),
-        (lambda: membership.add(home, tmp_path / "none"), "hospital identity create"),
+        (lambda: membership.admit(home, taken), "is on the roster already"),
+        (lambda: membership.admit(home, tmp_path / "none"), "hospital join"),
         (lambda: membership.remove(home, "mars"), "'mars' is not on the roster: east, north"),
         (lambda: membership.rotate(home, taken, lost=False), "--lost"),
         (
@@ -114,7 +114,7 @@ def test_what_cannot_be_added_is_refused_and_nothing_changes(home: Home, tmp_pat
         assert "\n" not in str(refused.value)
     membership.remove(home, "east")
     with pytest.raises(ConfigError, match="replaces keys of east, which is not on the roster"):
-        membership.add(home, unsigned)
+        membership.admit(home, unsigned)
     with pytest.raises(ConfigError, match="cannot be empty"):
         membership.remove(home, "north")
     assert home.roster().version == 2
@@ -134,13 +134,14 @@ def test_a_rotation_signed_by_somebody_else_needs_lost_and_loses_its_proof(
     thief.rename(sent / thief.name)
     from server_app.provision import provision
 
-    provision(Federation(name="test", host="h", port=1, hospitals=["north"]), other, sent)
+    content = Federation(name="test", host="h", port=1, hospitals=["north"])
+    provision(content, other, sent, passphrase=PASSPHRASE)
     other.kit("north").rename(kit)
-    content = {
+    thiefs = {
         "hospital": "north", "kit": kit, "state": tmp_path / "thief" / "state",
         "data": {"root": tmp_path},
     }  # fmt: skip
-    identity.rotate(parse(Site, content))
+    identity.rotate(parse(Site, thiefs))
     chained = send(tmp_path / "thief" / "state", "north", tmp_path)
     with pytest.raises(ConfigError, match="is not signed by the identity of north"):
         membership.rotate(home, chained, lost=False)
@@ -156,11 +157,11 @@ def test_keys_that_were_put_out_never_come_back(home: Home, tmp_path: Path) -> N
     first = tmp_path / "coordinator-identities"
     membership.remove(home, "east")
     with pytest.raises(ConfigError, match="had in version 1 of the roster"):
-        membership.add(home, first / "east.identity.json")
+        membership.admit(home, first / "east.identity.json")
     membership.rotate(home, rotation(home, "north"), lost=False)
     with pytest.raises(ConfigError, match="keys are never used again"):
         membership.rotate(home, first / "north.identity.json", lost=True)
-    membership.add(home, made(tmp_path, "east"))
+    membership.admit(home, made(tmp_path, "east"))
     assert_whole(home, ["east", "north"])
 
 
@@ -169,7 +170,7 @@ def test_a_stolen_public_half_under_another_name_is_refused(home: Home, tmp_path
     content = (tmp_path / "coordinator-identities" / "north.identity.json").read_bytes()
     (tmp_path / "mole.identity.json").write_bytes(content.replace(b'"north"', b'"mole"'))
     with pytest.raises(ConfigError, match="a signature in it is wrong"):
-        membership.add(home, tmp_path / "mole.identity.json")
+        membership.admit(home, tmp_path / "mole.identity.json")
 
 
 class Killed(BaseException):
@@ -193,7 +194,7 @@ def test_killed_between_writes_the_next_command_completes(
     for steps in range(100):
         left[0] = steps
         try:
-            membership.add(home, half)
+            membership.admit(home, half)
             finished = True
         except Killed:
             finished = False
@@ -211,7 +212,7 @@ def test_killed_between_writes_the_next_command_completes(
 
 def test_an_older_roster_put_back_is_not_signed_over(home: Home, tmp_path: Path) -> None:
     old = home.roster_file.read_bytes()
-    membership.add(home, made(tmp_path, "west"))
+    membership.admit(home, made(tmp_path, "west"))
     home.roster_file.write_bytes(old)
     with pytest.raises(ConfigError, match="put the newest of rosters/ in its place"):
         membership.remove(home, "north")
@@ -222,12 +223,13 @@ def test_an_older_roster_put_back_is_not_signed_over(home: Home, tmp_path: Path)
 
 def test_the_commands_say_what_to_send_to_whom(home: Home, tmp_path: Path) -> None:
     def call(*arguments: str) -> str:
-        done = CliRunner().invoke(app, ["hospital", *arguments, "--home", str(home.path)])
+        done = CliRunner().invoke(app, [*arguments, "--home", str(home.path)])
         assert done.exit_code == 0, done.output
         return done.output
 
     half = made(tmp_path, "west")
-    said = call("add", str(half))
+    told = public_identity.read(half).member.fingerprint().replace(" ", "").upper()
+    said = call("admit", str(half), "--fingerprint", told)
     west = home.roster().member("west")
     assert west is not None
     assert f"west\n    {west.fingerprint()}" in said
@@ -235,6 +237,6 @@ def test_the_commands_say_what_to_send_to_whom(home: Home, tmp_path: Path) -> No
     assert "is told at the next coordinator start" in said
     assert "version 3" in call("rotate", str(rotation(home, "north")))
     assert "version 4" in call("remove", "east")
-    listed = call("list")
+    listed = call("hospitals")
     assert home.roster().sha256() in listed
     assert all(member.fingerprint() in listed for member in home.roster().members)

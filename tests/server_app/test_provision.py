@@ -26,10 +26,11 @@ from client_app.site import Site
 from federation import public_identity
 from federation.public_identity import SUFFIX
 from federation.schema import ConfigError, parse
+from server_app import authority, membership
 from server_app.control import Control
 from server_app.home import Federation, Home, read_federation
-from server_app.provision import provision
-from tests.provisioned import provisioned
+from server_app.provision import provision, renew
+from tests.provisioned import PASSPHRASE, provisioned
 
 FEDERATION = Federation(name="test", host="127.0.0.1", port=9000, hospitals=["north", "east"])
 
@@ -50,11 +51,11 @@ def site(kit: Path, hospital: str = "north") -> Site:
 
 
 def test_private_files_are_private_and_all_others_hold_no_secret(home: Home) -> None:
-    secret = {"ca.key", "server.key", "identity.key", "superexec.secret"}
+    secret = {"ca.p12", "server.key", "identity.key", "superexec.secret"}
     for path in home.path.rglob("*"):
         if path.is_file():
             assert (path.stat().st_mode & 0o077 == 0) == (path.name in secret), path
-            assert ("PRIVATE KEY" in path.read_text()) == (path.suffix == ".key"), path
+            assert (b"PRIVATE KEY" in path.read_bytes()) == (path.suffix == ".key"), path
 
 
 def secrets_of(state: Path) -> list[bytes]:
@@ -123,7 +124,7 @@ def halves(folder: Path, *names: str) -> Path:
 def refused(sent: Path, tmp_path: Path) -> str:
     home = Home(tmp_path / "none")
     with pytest.raises(ConfigError) as refusal:
-        provision(FEDERATION, home, sent)
+        provision(FEDERATION, home, sent, passphrase=PASSPHRASE)
     assert not home.path.exists()
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
@@ -198,7 +199,9 @@ def test_a_changed_roster_is_refused(home: Home) -> None:
 def test_a_full_folder_is_not_overwritten(home: Home) -> None:
     before = home.roster_file.read_bytes()
     with pytest.raises(ConfigError, match="not empty"):
-        provision(FEDERATION, home, home.path.parent / "coordinator-identities")
+        provision(
+            FEDERATION, home, home.path.parent / "coordinator-identities", passphrase=PASSPHRASE
+        )
     assert home.roster_file.read_bytes() == before
 
 
@@ -224,7 +227,7 @@ def test_a_wrong_federation_file_is_one_line(text: str, words: str, tmp_path: Pa
 def test_tls_with_the_kit_and_the_server_certificate(home: Home) -> None:
     """A peer that trusts only the authority accepts the server, and no other authority's server."""
     other = Home(home.path.parent / "other")
-    provision(FEDERATION, other, home.path.parent / "coordinator-identities")
+    provision(FEDERATION, other, home.path.parent / "coordinator-identities", passphrase=PASSPHRASE)
     assert handshake(home, home) == "TLSv1.3"
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(home, other)
@@ -279,7 +282,7 @@ def test_the_certificate_has_the_name_behind_a_front_door_and_its_port_is_not_th
     home = provisioned(behind, Home(tmp_path / "coordinator"), states)
     certificate = x509.load_pem_x509_certificate(home.server_certificate.read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["localhost", "fl.example.org", "superlink"]
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org", "localhost", "superlink"]
     assert home.federation().bound_port == 8000
     with Control(home) as control:
         assert control.address == "superlink:8000"
@@ -292,3 +295,86 @@ def test_what_no_name_and_no_address_is_refused(listen: str) -> None:
     content = {**FEDERATION.model_dump(), "listen": listen}
     with pytest.raises(ConfigError, match="listen"):
         parse(Federation, content)
+
+
+def test_the_authoritys_key_opens_with_its_passphrase_alone(home: Home) -> None:
+    key, certificate = authority.unseal(home.ca_key, PASSPHRASE)
+    assert key.public_key() == certificate.public_key()
+    with pytest.raises(ConfigError, match="another passphrase"):
+        authority.unseal(home.ca_key, PASSPHRASE + "x")
+    content = home.ca_key.read_bytes()
+    assert key.private_numbers().private_value.to_bytes(32, "big") not in content
+
+
+def test_a_short_passphrase_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fewer than 12"):
+        provision(FEDERATION, Home(tmp_path / "none"), passphrase="short")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_passphrase_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "passphrase"
+    file.write_text("from a file, long\n")
+    monkeypatch.setenv(authority.PASSPHRASE_VARIABLE, "from the environment")
+    assert authority.passphrase(file, new=True) == "from a file, long"
+    assert authority.passphrase(None, new=True) == "from the environment"
+    monkeypatch.delenv(authority.PASSPHRASE_VARIABLE)
+    with pytest.raises(ConfigError, match="--passphrase-file"):
+        authority.passphrase(None, new=False)
+
+
+def test_an_authority_that_is_kept_elsewhere(tmp_path: Path) -> None:
+    """Nothing daily needs it: hospitals are admitted and put out without, and it renews from there."""
+    home, away = Home(tmp_path / "coordinator"), tmp_path / "stick" / "ca.p12"
+    with pytest.raises(ConfigError, match="--ca-key"):
+        provision(FEDERATION, home, passphrase=PASSPHRASE, ca_key=away)
+    away.parent.mkdir()
+    provision(FEDERATION, home, passphrase=PASSPHRASE, ca_key=away)
+    assert not home.ca_key.exists()
+    away.rename(away.with_suffix(".out"))
+    membership.admit(home, *sorted(halves(tmp_path / "sent", "north", "east").iterdir()))
+    membership.remove(home, "east")
+    with pytest.raises(ConfigError, match="name it with --ca-key"):
+        renew(home, PASSPHRASE)
+    renew(home, PASSPHRASE, ca_key=away.with_suffix(".out"))
+
+
+def test_a_renewed_certificate_is_taken_by_the_kits_that_are_out(home: Home) -> None:
+    kit = (home.kit("north") / "ca.crt").read_bytes()
+    before = home.server_certificate.read_bytes(), home.server_key.read_bytes()
+    renew(home, PASSPHRASE)
+    assert (home.kit("north") / "ca.crt").read_bytes() == kit
+    after = home.server_certificate.read_bytes(), home.server_key.read_bytes()
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert home.server_key.stat().st_mode & 0o777 == 0o600
+    assert handshake(home, home) == "TLSv1.3"
+
+
+def test_another_authoritys_key_renews_nothing(home: Home, tmp_path: Path) -> None:
+    other = Home(tmp_path / "other")
+    provision(FEDERATION, other, passphrase=PASSPHRASE)
+    before = home.server_certificate.read_bytes()
+    with pytest.raises(ConfigError, match="another authority's key"):
+        renew(home, PASSPHRASE, ca_key=other.ca_key)
+    assert home.server_certificate.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("listen", "names"),
+    [
+        ("superlink", {"localhost", "fl.example.org", "superlink"}),
+        ("0.0.0.0", {"localhost", "fl.example.org"}),
+    ],
+)
+def test_the_certificate_has_every_name_that_is_dialled(
+    listen: str, names: set[str], tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "named")
+    told = FEDERATION.model_copy(update={"host": "fl.example.org", "listen": listen})
+    provision(told, home, passphrase=PASSPHRASE)
+    server = x509.load_pem_x509_certificate(home.server_certificate.read_bytes())
+    found = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(found.get_values_for_type(x509.DNSName)) == names
+    assert [str(one) for one in found.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]

@@ -113,7 +113,10 @@ def machines(
         folder(place / "exchange/identities")
         shutil.copy(own / "north.identity.json", place / "exchange/identities")
         os.chown(place / "exchange/identities/north.identity.json", USER, USER)
-        coordinator.good("run", "--rm", "-T", "coordinator", "provision", "federation.yaml")
+        coordinator.good(
+            "run", "--rm", "-T", "-e", "CONSILIUM_CA_PASSPHRASE=a passphrase of a test", "coordinator",
+            "provision", "federation.yaml", "--identities", "identities",
+        )  # fmt: skip
         coordinator.up()
         shutil.copytree(place / "coordinator/hospitals/north", own / "kit")
         for path in (own / "kit", *(own / "kit").iterdir()):
