@@ -17,6 +17,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from client_app import identity
+from client_app.code_approval import Installed
 from client_app.imaging.cohort import Cohort
 from client_app.imaging.image import Case
 from client_app.imaging.layouts import open_layout
@@ -46,6 +47,7 @@ def run_checks(site: Site, task: str | None, held_out: float, console: Console) 
         ("device", lambda: str(pick_device(site.device))),
         ("state folder", lambda: _state(site)),
         ("image folder", lambda: _images(site)),
+        ("code that may run", lambda: _code(site)),
     ]
     if site.privacy is not None:
         promise = site.privacy
@@ -124,6 +126,18 @@ def _images(site: Site) -> str:
     layout = open_layout(site.data)
     next(site.data.root.iterdir(), None)
     return f"{site.data.root}, read as {layout.name}"
+
+
+def _code(site: Site) -> str:
+    """What is installed, to compare with what the coordinator's `review show` says, and the policy."""
+    here, policy = Installed.here(), site.policy
+    code = policy.code if isinstance(policy.code, str) else f"{len(policy.code)} listed bundles"
+    signed = (
+        f", signed by {policy.least_reviewers} of {', '.join(policy.reviewers)}"
+        if policy.reviewers
+        else ""
+    )
+    return f"{code}{signed}; installed is {here.version()}, code {here.code()}"
 
 
 def _budget(site: Site, promise: Privacy) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 import tomli_w
 from flwr.cli.build import build_fab_from_files
 
-PACKAGES = ("client_app", "federation", "server_app")
+from federation.archive import PACKAGES
+
+APP = "@consilium/consilium"  # what Flower calls the bundle: its publisher and its name
 
 
 def root() -> Path:
@@ -26,14 +28,14 @@ def build() -> bytes:
     """The bundle. Raises FileNotFoundError: one of the packages is not installed beside this one."""
     project = {
         "project": {
-            "name": "consilium",
+            "name": APP.partition("/")[2],
             "version": metadata.version("consilium"),
             "license": "Apache-2.0",
         },
         "tool": {
             "flwr": {
                 "app": {
-                    "publisher": "consilium",
+                    "publisher": APP.partition("/")[0][1:],
                     "components": {
                         "serverapp": "server_app.app:app",
                         "clientapp": "client_app.app:app",

@@ -6,7 +6,7 @@ identity.key      signs the roster                superexec.secret
 superlink.db      Flower's state                  runs/RUN/        see server_app/state.py
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
 lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
-sweeps/SWEEP.json see server_app/sweep.py
+sweeps/SWEEP.json see server_app/sweep.py      bundles/SHA256/   see server_app/signed_bundles.py
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from federation import roster
 from federation.roster import Roster
 from federation.schema import Closed, ConfigError, parse
 from server_app.lodgings import Lodgings
+from server_app.signed_bundles import SignedBundles
 
 HOME_VARIABLE = "CONSILIUM_COORDINATOR"  # the folder's path, in the environment of its processes
 
@@ -85,6 +86,10 @@ class Home:
     @property
     def lodgings(self) -> Lodgings:
         return Lodgings(self.path / "lodgings")
+
+    @property
+    def bundles(self) -> SignedBundles:
+        return SignedBundles(self.path / "bundles")
 
     @property
     def services(self) -> Path:

@@ -103,7 +103,8 @@ def _superlink(home: Home) -> Child:
         "--disable-runtime-dependency-installation",
         "--database", str(home.database),
     ]  # fmt: skip
-    return Child("superlink", command, _environment(home, "superlink"), home.logs / "superlink.log")
+    environment = {**_environment(home, "superlink"), HOME_VARIABLE: str(home.path.resolve())}
+    return Child("superlink", command, environment, home.logs / "superlink.log")
 
 
 def _superexec(home: Home) -> Child:
