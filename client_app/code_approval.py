@@ -2,13 +2,17 @@
 
 A run brings its code to the hospitals as a bundle (Flower's FAB, a zip), and Flower's runner installs
 and imports it. A policy enforced by code that the coordinator sends would be no policy. So in the
-hospital's own task process, which is the hospital's code, three names of that runner are replaced:
+hospital's own task process, which is the hospital's code, four names of that runner are replaced:
 
     policy.code      the bundle that came                        what runs
     installed        has exactly the files installed here        the installed ClientApp
+    reviewed         is a sound archive, and signed as below     the bundle
     a list           its SHA-256 is on the list                  the bundle
     any              is a sound archive of bounded size          the bundle
                      anything else                               the installed ClientApp, which refuses
+
+Where the policy names reviewers, a bundle that `policy.least_reviewers` of them have not signed (see
+`federation.review`) is refused before it is opened, whatever else holds of it.
 
 Under `installed` no byte of a bundle is ever unpacked, imported or read as configuration, so that no
 fault in comparing can run foreign code; comparing keeps a coordinator of another version from getting
@@ -21,27 +25,29 @@ import hashlib
 import importlib
 import json
 import os
-import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from importlib.util import find_spec
-from io import BytesIO
 from logging import getLogger
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from federation import archive as archives
+from federation import review
+from federation.archive import NO_CODE, PACKAGES, Unsound, shown
+
+if TYPE_CHECKING:
+    from client_app.site import Policy
 
 log = getLogger("consilium")
 
 VARIABLE = "CONSILIUM_CODE"  # the verdict, in the environment of the task's process alone
 
-_PACKAGES = ("client_app", "federation", "server_app")
-_NO_CODE = ("pyproject.toml", ".info/CONTENT")  # Flower's description of the bundle; not read here
-_LARGEST_BUNDLE = 10 * 1024**2  # bytes; Flower builds none that is larger (FAB_MAX_SIZE)
-_MOST_FILES, _LARGEST_CONTENT = 2000, 64 * 1024**2  # of a bundle, and bytes when unpacked
-_REPLACED = ("install_from_fab", "get_project_dir", "get_load_client_app_fn")
+_REPLACED = ("pull_task_input", "install_from_fab", "get_project_dir", "get_load_client_app_fn")
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,53 @@ class Verdict:
         bundle: SHA-256 of its bytes, hex: `bundle_sha256` of the coordinator's run.json.
         runs: the ClientApp that runs for it.
         refused: why it is not approved, for this hospital's eyes; None where it is.
+        reviewers: of those whom the policy names, whose signature holds for it.
     """
 
     bundle: str
     runs: Literal["installed", "bundle"]
     refused: str | None = None
+    reviewers: tuple[str, ...] = ()
 
 
 class _NotApproved(Exception):
     """Why, in words that follow `the bundle`."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The code that is installed here.
+
+    Attributes:
+        files: Python files of our packages, by their name in a bundle.
+    """
+
+    files: Mapping[str, Path]
+
+    @classmethod
+    def here(cls) -> Installed:
+        files: dict[str, Path] = {}
+        for package in PACKAGES:
+            spec = find_spec(package)
+            if spec is None or spec.origin is None:
+                continue
+            folder = Path(spec.origin).parent
+            for path in folder.rglob("*.py"):
+                files[f"{package}/{path.relative_to(folder).as_posix()}"] = path
+        return cls(files)
+
+    def code(self) -> str:
+        """What names it: `federation.archive.code_sha256`."""
+        return archives.code_sha256(
+            {
+                name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for name, path in self.files.items()
+            }
+        )
+
+    @staticmethod
+    def version() -> str:
+        return metadata.version("consilium")
 
 
 def verdict() -> Verdict | None:
@@ -82,32 +126,45 @@ def refused() -> bool:
     return decided is not None and decided.refused is not None
 
 
-def described() -> dict[str, str | None]:
+def described() -> dict[str, Any]:
     """The verdict as the audit log has it; empty where there is none that can be read."""
     try:
         decided = verdict()
     except (ValueError, TypeError):
         return {}
-    return {} if decided is None else {"bundle": decided.bundle, "why": decided.refused}
+    if decided is None:
+        return {}
+    signed = {"reviewers": list(decided.reviewers)} if decided.reviewers else {}
+    return {"bundle": decided.bundle, "why": decided.refused} | signed
 
 
-def judge(bundle: bytes, code: str | list[str]) -> Verdict:
-    """The verdict on a bundle under a site's `policy.code`; never raises for what a bundle holds."""
+def judge(bundle: bytes, policy: Policy, verifications: Mapping[str, str]) -> Verdict:
+    """The verdict on a bundle under a site's policy; never raises for what a bundle holds.
+
+    Args:
+        verifications: what Flower brought with it, see `federation.review.signed_by`.
+    """
     sha256 = hashlib.sha256(bundle).hexdigest()
+    signed: dict[str, bool] = {}
+    why: str | None = None
     try:
-        if isinstance(code, list):
-            if sha256 not in code:
+        signed = review.signed_by(sha256, verifications, policy.reviewer_keys())
+        _require_signatures(signed, policy)
+        if isinstance(policy.code, list):
+            if sha256 not in policy.code:
                 raise _NotApproved("is not on the list in policy.code")
-            return Verdict(sha256, "bundle")
-        with _archive(bundle) as archive:
-            if code == "any":
-                return Verdict(sha256, "bundle")
-            _compare(archive, _installed())
-        return Verdict(sha256, "installed")
-    except _NotApproved as error:
-        return Verdict(sha256, "installed", f"the bundle {error}")
+        else:
+            with archives.opened(bundle) as archive:
+                if policy.code == "installed":
+                    _compare(archive, Installed.here())
+    except (_NotApproved, Unsound) as error:
+        why = f"the bundle {error}"
     except Exception as error:  # zipfile raises many kinds for what is no zip
-        return Verdict(sha256, "installed", f"the bundle cannot be read ({type(error).__name__})")
+        why = f"the bundle cannot be read ({type(error).__name__})"
+    runs: Literal["installed", "bundle"] = (
+        "installed" if why is not None or policy.code == "installed" else "bundle"
+    )
+    return Verdict(sha256, runs, why, tuple(name for name, holds in signed.items() if holds))
 
 
 def guard(flower: Any) -> None:
@@ -122,7 +179,8 @@ def guard(flower: Any) -> None:
     used = flower.run_clientapp.__code__.co_names
     if not all(name in used and callable(getattr(flower, name, None)) for name in _REPLACED):
         raise RuntimeError("flwr changed: its ClientApp runner installs and loads in another way")
-    gate = _Gate(flower.install_from_fab, flower.get_load_client_app_fn)
+    gate = _Gate(flower.pull_task_input, flower.install_from_fab, flower.get_load_client_app_fn)
+    flower.pull_task_input = gate.pull
     flower.install_from_fab = gate.install
     flower.get_project_dir = gate.project_dir
     flower.get_load_client_app_fn = gate.loader
@@ -130,17 +188,25 @@ def guard(flower: Any) -> None:
 
 def forget_packages() -> None:
     """Let the next import of our packages read them again, from wherever they are found first."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in _PACKAGES]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
         del sys.modules[name]
 
 
 class _Gate:
-    """Stands where Flower's runner installs a bundle, looks for its folder, and loads its ClientApp."""
+    """Stands where Flower's runner fetches and installs a bundle, and loads its ClientApp."""
 
-    def __init__(self, install: Callable[..., Path], loader: Callable[..., Any]) -> None:
-        self._install, self._loader = install, loader
+    def __init__(
+        self, pull: Callable[..., Any], install: Callable[..., Path], loader: Callable[..., Any]
+    ) -> None:
+        self._pull, self._install, self._loader = pull, install, loader
+        self._verifications: dict[str, str] = {}
         self._bundle: Path | None = None  # where the bundle is that may run
         self._decide(Verdict("", "installed", "no bundle has been judged"))
+
+    def pull(self, client: Any) -> tuple[Any, Any, Any, Any]:
+        message, context, run, fab = self._pull(client)
+        self._verifications = dict(fab.verifications)
+        return message, context, run, fab
 
     def install(self, fab_file: bytes, *_: object, **__: object) -> Path:
         decided = self._judge(fab_file)
@@ -149,9 +215,8 @@ class _Gate:
                 self._bundle = self._unpack(fab_file, decided.bundle)
             except Exception as error:  # Flower would send its text to the coordinator
                 kind = type(error).__name__
-                decided = Verdict(
-                    decided.bundle, "installed", f"the bundle cannot be installed ({kind})"
-                )
+                why = f"the bundle cannot be installed ({kind})"
+                decided = replace(decided, runs="installed", refused=why)
         self._decide(decided)
         if decided.refused is not None:
             log.warning("code refused: %s; SHA-256 %s", decided.refused, decided.bundle)
@@ -174,11 +239,11 @@ class _Gate:
         from client_app.site import SITE_VARIABLE, read_site
 
         try:
-            code = read_site(Path(os.environ[SITE_VARIABLE])).policy.code
+            policy = read_site(Path(os.environ[SITE_VARIABLE])).policy
         except Exception:
             sha256 = hashlib.sha256(bundle).hexdigest()
             return Verdict(sha256, "installed", "the site's configuration cannot be read")
-        return judge(bundle, code)
+        return judge(bundle, policy, self._verifications)
 
     def _unpack(self, bundle: bytes, sha256: str) -> Path:
         """Where the bundle is installed, whole: Flower's name for it has 8 digits of its hash only."""
@@ -210,79 +275,49 @@ def _installed_app() -> Any:
         raise LoadClientAppError("the installed ClientApp cannot be loaded") from error
 
 
-def _installed() -> dict[str, Path]:
-    """Python files of our packages as they are installed here, by their name in a bundle."""
-    files: dict[str, Path] = {}
-    for package in _PACKAGES:
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            continue
-        folder = Path(spec.origin).parent
-        for path in folder.rglob("*.py"):
-            files[f"{package}/{path.relative_to(folder).as_posix()}"] = path
-    return files
+def _require_signatures(signed: Mapping[str, bool], policy: Policy) -> None:
+    """Raises _NotApproved: too few of the policy's reviewers have signed the bundle."""
+    if not policy.reviewers:
+        return
+    good = sum(signed.values())
+    if good >= policy.least_reviewers:
+        return
+    wrong = [name for name, holds in signed.items() if not holds]
+    said = f"; wrong signatures in the name of: {', '.join(wrong)}" if wrong else ""
+    raise _NotApproved(
+        f"is signed by {good} of the reviewers in policy.reviewers, and "
+        f"{policy.least_reviewers} must have signed{said}"
+    )
 
 
-def _archive(bundle: bytes) -> zipfile.ZipFile:
-    """The bundle opened, and its list of contents looked at; nothing of it is unpacked yet.
-
-    Raises:
-        _NotApproved: too large now or when unpacked, or with names that could be more than files.
-        zipfile.BadZipFile: not a zip.
-    """
-    if len(bundle) > _LARGEST_BUNDLE:
-        raise _NotApproved(f"has more than {_LARGEST_BUNDLE:,} bytes")
-    archive = zipfile.ZipFile(BytesIO(bundle))
-    entries = archive.infolist()
-    if len(entries) > _MOST_FILES:
-        raise _NotApproved(f"has more than {_MOST_FILES:,} files")
-    if sum(entry.file_size for entry in entries) > _LARGEST_CONTENT:
-        raise _NotApproved(f"has more than {_LARGEST_CONTENT:,} bytes when it is unpacked")
-    if len({entry.filename for entry in entries}) < len(entries):
-        raise _NotApproved("has two files of one name")
-    for entry in entries:
-        path = PurePosixPath(entry.filename)
-        plain = (
-            entry.filename == entry.orig_filename
-            and str(path) == entry.filename.rstrip("/")
-            and not path.is_absolute()
-            and ".." not in path.parts
-            and "\\" not in entry.filename
-        )
-        mode = entry.external_attr >> 16
-        if not plain or stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _NotApproved(f"has {_name(entry)}, which is not a plain file inside it")
-        # the other methods unpack all of a file at once, whatever it says of its size
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _NotApproved(f"has {_name(entry)} compressed in a way that Flower does not use")
-        if entry.flag_bits & 0x1:
-            raise _NotApproved(f"has {_name(entry)} encrypted")
-    return archive
-
-
-def _compare(archive: zipfile.ZipFile, installed: dict[str, Path]) -> None:
+def _compare(archive: zipfile.ZipFile, installed: Installed) -> None:
     """Raises _NotApproved: the bundle's files are not exactly those that are installed here.
 
     Of a package that is not installed here, which only the coordinator's can be, Python files are let
     pass: they are not looked at, and nothing unpacks them.
     """
-    absent = {p for p in _PACKAGES[2:] if not any(name.startswith(f"{p}/") for name in installed)}
+    difference = _difference(archive, installed.files)
+    if difference is not None:
+        brought = archives.code_sha256(archives.digests(archive))
+        raise _NotApproved(
+            f"has {difference} (it is {archives.version(archive)}, code {brought[:12]}; "
+            f"installed is {installed.version()}, code {installed.code()[:12]})"
+        )
+
+
+def _difference(archive: zipfile.ZipFile, installed: Mapping[str, Path]) -> str | None:
+    """The first file that is not as it is installed here, in words that follow `has`."""
+    absent = {p for p in PACKAGES[2:] if not any(name.startswith(f"{p}/") for name in installed)}
     missing = dict(installed)
     for entry in archive.infolist():
         name = entry.filename
-        if name in _NO_CODE or (name.partition("/")[0] in absent and name.endswith(".py")):
+        if name in NO_CODE or (name.partition("/")[0] in absent and name.endswith(".py")):
             continue
         path = missing.pop(name, None)
         if path is None:
-            raise _NotApproved(f"has {_name(entry)}, which is not installed here")
+            return f"{shown(name)}, which is not installed here"
         content = path.read_bytes()
         with archive.open(entry) as file:
             if entry.file_size != len(content) or file.read(len(content) + 1) != content:
-                raise _NotApproved(f"has another {_name(entry)} than is installed here")
-    if missing:
-        raise _NotApproved(f"has no {min(missing)}, which is installed here")
-
-
-def _name(entry: zipfile.ZipInfo) -> str:
-    """A name of the coordinator's choosing, as a log may hold it."""
-    return ascii(entry.filename)[:120]
+                return f"another {shown(name)} than is installed here"
+    return f"no {min(missing)}, which is installed here" if missing else None

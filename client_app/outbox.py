@@ -90,6 +90,7 @@ class Outbox:
 
     def asked(self, request: Request, experiment_sha256: str, model: bytes) -> str:
         """Record a request before anything is done about it; gives the log's head."""
+        code = code_approval.described()
         return self.audit.append(
             "request",
             run=request.run,
@@ -101,7 +102,8 @@ class Outbox:
             experiment=experiment_sha256,
             bytes=len(model),
             sha256=_sha256(model),
-            code=code_approval.described().get("bundle"),
+            code=code.get("bundle"),
+            reviewers=code.get("reviewers"),
         )
 
     def charged(self, request: Request, mechanisms: list[Mechanism], spent: Spent) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import AfterValidator, Field, model_validator
 
+from federation import review
 from federation.schema import Closed, ConfigError, parse
 
 SITE_VARIABLE = "CONSILIUM_SITE"  # path of the site's YAML, in the environment of its processes
@@ -60,6 +62,10 @@ Hours = Annotated[
 ]
 
 
+ReviewerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+ReviewerKey = Annotated[str, AfterValidator(lambda text: review.line(review.key(text)))]
+
+
 class Policy(Closed):
     """What this hospital allows. The stricter of experiment and policy wins."""
 
@@ -68,9 +74,19 @@ class Policy(Closed):
     experiments: list[Sha256] | None = Field(
         default=None, description="approved experiments, by SHA-256; none means any"
     )
-    code: Literal["installed", "any"] | list[Sha256] = Field(
+    code: Literal["installed", "reviewed", "any"] | list[Sha256] = Field(
         default="installed",
-        description="code that may run: as installed here, or bundles by SHA-256, or any",
+        description="code that may run: as installed here, or what reviewers signed, or bundles by "
+        "SHA-256, or any",
+    )
+    reviewers: dict[ReviewerName, ReviewerKey] = Field(
+        default_factory=dict,
+        max_length=review.MOST,
+        description="whose signatures of a run's code count: name to `ssh-ed25519` line; with them no "
+        "code runs that they did not sign",
+    )
+    least_reviewers: int = Field(
+        default=1, ge=1, description="of the reviewers, who must all have signed"
     )
     least_patients: int = Field(
         default=5,
@@ -112,6 +128,26 @@ class Policy(Closed):
     hours: list[Hours] = Field(
         default_factory=list, description="of the day, local time, with requests served; none: all"
     )
+
+    @model_validator(mode="after")
+    def _reviewers_fit(self) -> Policy:
+        keys = list(self.reviewers.values())
+        if len(set(keys)) < len(keys):
+            raise ValueError("reviewers: two of them have one key, and would count as two")
+        if self.least_reviewers > max(1, len(keys)):
+            raise ValueError(
+                f"least_reviewers is {self.least_reviewers}, and reviewers has {len(keys)}: no code "
+                "could run"
+            )
+        if self.code == "reviewed" and not keys:
+            raise ValueError("code: reviewed needs reviewers, with their keys")
+        if self.code == "any" and keys:
+            raise ValueError("code: any with reviewers is called reviewed; write code: reviewed")
+        return self
+
+    def reviewer_keys(self) -> dict[str, Ed25519PublicKey]:
+        """The reviewers' keys, by name."""
+        return {name: review.key(text) for name, text in self.reviewers.items()}
 
 
 class Privacy(Closed):

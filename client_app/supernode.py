@@ -9,12 +9,20 @@ hospital answers at once and an idle one costs what it always did.
 Flower's SuperNode waits for a reply before it takes the next message. A ClientApp that is told to end
 (its SuperExec was stopped or killed) ends without one, and from then on the hospital would be online
 and deaf. `AnsweringState` sends the error for it that Flower sends for one that fell silent.
+
+Flower's SuperNode reads defaults of the run's configuration out of the bundle that came, before anybody
+has judged it, unpacks them without a bound, and ends where they are not what it expects. Here it never
+opens a bundle (`run_config`): a run of ours brings every value itself. For the same reason the keys of
+`policy.reviewers` are not handed to Flower's own gate (`--trusted-entities`), which ends the SuperNode
+over a malformed signature, is content with any one key, and leaves nothing in the audit log. What a
+bundle is worth is decided by `code_approval` in the task's process.
 """
 
 from __future__ import annotations
 
 import time
 from types import ModuleType
+from typing import Any
 
 from flwr.app import Error
 from flwr.common.constant import SubStatus
@@ -32,6 +40,7 @@ from federation.pace import Pace, hurry_flower
 
 _WORKING = 0.5  # Flower's sleep while the ClientApp works; the other is for when there is nothing
 _WORKING_PAUSE = 0.02
+_READS = "get_fused_config_from_fab"  # how Flower's loop opens a bundle
 
 
 class Clock:
@@ -74,6 +83,11 @@ class AnsweringState(InMemoryNodeState):  # type: ignore[misc]
             super()._store_error_replies(run_ids, error)
 
 
+def run_config(_bundle: object, run: Any) -> dict[str, Any]:
+    """What a run was started with, without the defaults that its bundle may have."""
+    return dict(run.override_config)
+
+
 def main() -> None:
     """`flower-supernode` with its own arguments.
 
@@ -84,6 +98,9 @@ def main() -> None:
         raise RuntimeError("flwr changed: its SuperNode loop has no module `time` to pace any more")
     if nodestate_factory.InMemoryNodeState is not InMemoryNodeState:
         raise RuntimeError("flwr changed: its SuperNode keeps its state in another class")
+    if _READS not in flower_loop._pull_and_store_message.__code__.co_names:
+        raise RuntimeError("flwr changed: its SuperNode reads a bundle's configuration elsewhere")
+    setattr(flower_loop, _READS, run_config)
     nodestate_factory.InMemoryNodeState = AnsweringState
     flower_loop.time = Clock()
     hurry_flower()

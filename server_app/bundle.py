@@ -20,9 +20,10 @@ from typing import Any
 import tomli_w
 from flwr.cli.build import build_fab_from_files
 
+from federation.archive import PACKAGES
 from federation.schema import ConfigError
 
-PACKAGES = ("client_app", "federation", "server_app")
+APP = "@consilium/consilium"  # what Flower calls the bundle: its publisher and its name
 _KEPT = Path(__file__).with_name("consilium.fab")  # only in an image
 
 
@@ -73,14 +74,14 @@ def _require_of_this_code(bundle: bytes) -> None:
 def _built() -> bytes:
     project = {
         "project": {
-            "name": "consilium",
+            "name": APP.partition("/")[2],
             "version": metadata.version("consilium"),
             "license": "Apache-2.0",
         },
         "tool": {
             "flwr": {
                 "app": {
-                    "publisher": "consilium",
+                    "publisher": APP.partition("/")[0][1:],
                     "components": {
                         "serverapp": "server_app.app:app",
                         "clientapp": "client_app.app:app",

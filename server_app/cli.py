@@ -18,10 +18,12 @@ from federation.schema import ConfigError
 from server_app import membership_commands as membership
 from server_app.compare_commands import compare
 from server_app.home import HOME_VARIABLE, Home, read_federation
+from server_app.review_commands import app as review_commands
 
 app = typer.Typer(**options("The coordinator of a federation."))
 certificate = typer.Typer(**options("The server's certificate."))
 app.add_typer(certificate, name="certificate")
+app.add_typer(review_commands, name="review")
 console = Console()
 
 HomeOption = Annotated[
@@ -191,7 +193,12 @@ def run(
             name = own.get("run") or launch.new_name(experiment.name)
             launched = launch.start(place, control, experiment, name)
         folder = launched.folder
-        console.print(f"run [bold]{folder.name}[/], experiment {folder.experiment().sha256()[:12]}")
+        sha256 = str(folder.record()["code"]["bundle_sha256"])
+        signed = len(place.bundles.signatures(sha256))
+        console.print(
+            f"run [bold]{folder.name}[/], experiment {folder.experiment().sha256()[:12]}, "
+            f"code {sha256[:12]} signed by {signed or 'nobody'}"
+        )
         with RoundsTable(folder, console) as table:
             try:
                 ended = launch.follow(control, launched, table.show)

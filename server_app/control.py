@@ -5,13 +5,12 @@ Flower's command line costs a second a call and exits 0 on failures; its client 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -21,13 +20,13 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from federation.roster import Member
 from federation.schema import ConfigError
 from server_app.home import Home
+from server_app.hub import app_spec
 
 
 class Unreachable(ConfigError):
@@ -99,18 +98,37 @@ class Control:
             if node.public_key in names and node.status != "unregistered"
         }
 
-    def start_run(self, bundle: bytes, config: dict[str, str]) -> int:
-        """Start a Flower run of the bundle; its Flower run id."""
-        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-        answer = self._call(
-            "StartRun",
-            StartRunRequest(
-                fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config))
-            ),
+    def start_run(self, bundle: str, config: dict[str, str]) -> int:
+        """Start a Flower run; its Flower run id.
+
+        Args:
+            bundle: SHA-256 of a bundle that is in the coordinator's folder. The SuperLink fetches it
+                there (`server_app.hub`), with the signatures that it has by then.
+
+        Raises:
+            ConfigError: the SuperLink did not start it, or started another bundle (and was told to
+                stop it).
+        """
+        request = StartRunRequest(
+            app_spec=app_spec(bundle), override_config=user_config_to_proto(dict(config))
         )
+        try:
+            answer = self._call("StartRun", request)
+        except httpx.HTTPStatusError as error:
+            raise ConfigError(
+                f"the SuperLink did not start the run ({error.response.status_code}); see "
+                "logs/superlink.log, and whether coordinator start is of this version"
+            ) from error
         if not answer.HasField("run_id"):
             raise ConfigError("the SuperLink did not start the run; see logs/superlink.log")
         run_id: int = answer.run_id
+        started = self._call("ListRuns", ListRunsRequest(run_id=run_id)).run_dict[run_id].fab_hash
+        if started != bundle:
+            self.stop_run(run_id)
+            raise ConfigError(
+                f"the SuperLink started bundle {started[:12]} in place of {bundle[:12]}; it was told "
+                "to stop it. Look who else can write to the coordinator's folder"
+            )
         return run_id
 
     def run(self, run_id: int) -> RunState:

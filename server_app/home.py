@@ -7,6 +7,7 @@ database/         Flower's state                  runs/RUN/        see server_ap
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
 lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
 sweeps/SWEEP.json see server_app/sweep.py         suspended.json   see server_app/suspensions.py
+bundles/SHA256/   see server_app/signed_bundles.py
 
 `ca.p12` is encrypted, and nothing that runs needs it: it may lie elsewhere.
 """
@@ -26,6 +27,7 @@ from federation import roster
 from federation.roster import Member, Roster
 from federation.schema import Closed, ConfigError, parse
 from server_app.lodgings import Lodgings
+from server_app.signed_bundles import SignedBundles
 from server_app.suspensions import Suspensions
 
 HOME_VARIABLE = "CONSILIUM_COORDINATOR"  # the folder's path, in the environment of its processes
@@ -114,6 +116,10 @@ class Home:
     @property
     def suspensions(self) -> Suspensions:
         return Suspensions(self.path / "suspended.json")
+
+    @property
+    def bundles(self) -> SignedBundles:
+        return SignedBundles(self.path / "bundles")
 
     @property
     def services(self) -> Path:

@@ -53,7 +53,7 @@ def start(home: Home, control: Control, experiment: Experiment, name: str) -> La
         "task": _task_record(experiment),
     }
     folder = RunFolder.create(home.runs / name, experiment, record)
-    return _launch(control, folder, experiment, code)
+    return _launch(home, control, folder, experiment, code)
 
 
 def resume(home: Home, control: Control, name: str) -> Launched:
@@ -82,7 +82,7 @@ def resume(home: Home, control: Control, name: str) -> Launched:
             f"commit {folder.record()['code']['commit'] or 'of that version'} and resume again"
         )
     folder.write_status("running", folder.status()["round"], experiment.rounds)
-    return _launch(control, folder, experiment, code)
+    return _launch(home, control, folder, experiment, code)
 
 
 def attach(folder: RunFolder) -> Launched:
@@ -150,13 +150,15 @@ def _died(folder: RunFolder) -> RunState:
     return RunState("finished", "failed", message)
 
 
-def _launch(control: Control, folder: RunFolder, experiment: Experiment, code: bytes) -> Launched:
+def _launch(
+    home: Home, control: Control, folder: RunFolder, experiment: Experiment, code: bytes
+) -> Launched:
     config = {
         "run": folder.name,
         "experiment": experiment.canonical(),
         "experiment-sha256": experiment.sha256(),
     }
-    flower_run = control.start_run(code, config)
+    flower_run = control.start_run(home.bundles.keep(code), config)
     record = folder.record()
     # as strings: Flower's run ids are above 2^53, where readers of JSON may round
     folder.write_record(record | {"flower_runs": [*record["flower_runs"], str(flower_run)]})

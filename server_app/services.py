@@ -44,7 +44,7 @@ def serve(home: Home) -> None:
                     home.logs / f"{role}.log",
                 )
                 for role, command, environment in (
-                    ("superlink", _superlink(home), {}),
+                    ("superlink", _superlink(home), _home_variable(home)),
                     ("superexec", _superexec(home), _home_variable(home)),
                 )
             )
@@ -66,7 +66,8 @@ def serve_superlink(home: Home) -> None:
         ConfigError: as `serve`.
     """
     with _database(home):
-        superlink = Child("superlink", _superlink(home), _alone("superlink"), None)
+        environment = _alone("superlink") | _home_variable(home)
+        superlink = Child("superlink", _superlink(home), environment, None)
         Supervisor([superlink]).run(ready=lambda: _let_in(home, superlink, "see the lines above"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from client_app.checks.finding import Level, Seen
+from client_app.code_approval import Installed
 from client_app.imaging.index import noted
 from client_app.imaging.layouts import open_layout
 from client_app.site import Site
@@ -25,8 +26,11 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 def policy(site: Site) -> Seen:
     """That it parses was seen when the site was read; here is what it says."""
-    own = site.policy
-    code = own.code if isinstance(own.code, str) else f"{len(own.code)} approved bundles"
+    own, here = site.policy, Installed.here()
+    code = own.code if isinstance(own.code, str) else f"{len(own.code)} listed bundles"
+    if own.reviewers:
+        code += f", signed by {own.least_reviewers} of {', '.join(own.reviewers)}"
+    code += f" (installed is {here.version()}, code {here.code()})"
     said = f"tasks: {', '.join(own.tasks) if own.tasks is not None else 'any'}; code: {code}"
     said += f"; secure sums {own.secure_aggregation}"
     if own.code == "any":

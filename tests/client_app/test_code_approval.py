@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import client_app
 from client_app import code_approval, superexec, task_process
-from client_app.code_approval import judge
+from client_app.code_approval import Verdict
 from client_app.site import Policy
 from federation import wire
 from federation.messages import Reason, Request
@@ -65,7 +65,16 @@ def flowers(files: Files) -> bytes:
     return bytes(build_fab_from_files({n: c for n, c in files.items() if n[0] != "."})[0])
 
 
-def refused(content: bytes, code: str | list[str] = "installed") -> str:
+def judge(
+    content: bytes,
+    code: Any = "installed",
+    verifications: dict[str, str] | None = None,
+    **more: Any,
+) -> Verdict:
+    return code_approval.judge(content, Policy(code=code, **more), verifications or {})
+
+
+def refused(content: bytes, code: Any = "installed") -> str:
     verdict = judge(content, code)
     assert verdict.runs == "installed"
     assert verdict.refused is not None
@@ -295,9 +304,14 @@ def test_refused_reads_what_was_decided(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def run_task(
-    content: bytes, folder: Path, policy: dict[str, Any] | None, *, before: str = ""
+    content: bytes,
+    folder: Path,
+    policy: dict[str, Any] | None,
+    *,
+    before: str = "",
+    verifications: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What a task with this bundle does; `before` is run in its process first.
+    """What a task with this bundle does; `before` is run in its process before Flower's runner.
 
     Returns:
         "reason" that was answered, or Flower's "error"; "app": file of the ClientApp that ran.
@@ -317,15 +331,21 @@ def run_task(
     child = os.fork()
     if child == 0:
         try:
-            exec(before)
-            _task(content, folder, site, report)
+            _task(content, folder, site, report, verifications, before)
         finally:
             os._exit(9)
     os.waitpid(child, 0)
     return json.loads(report.read_text()) if report.exists() else {}
 
 
-def _task(content: bytes, folder: Path, site: Path, report: Path) -> None:
+def _task(
+    content: bytes,
+    folder: Path,
+    site: Path,
+    report: Path,
+    verifications: dict[str, str] | None,
+    before: str,
+) -> None:
     os.environ |= {"CONSILIUM_SITE": str(site), "FLWR_HOME": str(folder / "flower")}
     of = experiment()
     records = wire.request_to_records(
@@ -337,7 +357,11 @@ def _task(content: bytes, folder: Path, site: Path, report: Path) -> None:
     context = Context(1, 1, {}, RecordDict(), config)
     # the names in a message are the coordinator's to choose
     run = SimpleNamespace(fab_id="consilium/consilium", fab_version="0.1.0", run_id=1)
-    fab = SimpleNamespace(content=content, hash_str=hashlib.sha256(content).hexdigest())
+    fab = SimpleNamespace(
+        content=content,
+        hash_str=hashlib.sha256(content).hexdigest(),
+        verifications=verifications or {},
+    )
     said: dict[str, Any] = {}
 
     def push(_: object, reply: Message, __: object) -> None:
@@ -368,6 +392,7 @@ def _task(content: bytes, folder: Path, site: Path, report: Path) -> None:
         "flwr_exit": end,
     }.items():
         setattr(flower, name, value)
+    exec(before)
     task_process.run_client_app("127.0.0.1:1", "token", True, None, os.getppid())
 
 
@@ -452,7 +477,7 @@ def test_without_a_site_no_code_is_approved(real: bytes, tmp_path: Path) -> None
     assert run_task(real, tmp_path, None)["verdict"]["refused"] is not None
 
 
-@pytest.mark.parametrize("name", ["install_from_fab", "get_project_dir", "get_load_client_app_fn"])
+@pytest.mark.parametrize("name", code_approval._REPLACED)
 def test_another_flower_runs_nothing(name: str, real: bytes, tmp_path: Path) -> None:
     """Renamed or no longer used: the process ends before Flower's runner begins."""
     gone = f"del flower.{name}"

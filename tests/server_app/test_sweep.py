@@ -102,7 +102,7 @@ class Federated:
     def check(self) -> None:
         pass
 
-    def start_run(self, bundle: bytes, config: dict[str, str]) -> int:
+    def start_run(self, bundle: str, config: dict[str, str]) -> int:
         assert self.home is not None
         self.done.append(config["run"])
         number = len(self.done)
