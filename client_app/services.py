@@ -12,6 +12,7 @@ from client_app.audit import Audit, AuditError
 from client_app.identity import Identity
 from client_app.kit import Kit
 from client_app.site import SITE_VARIABLE, Site
+from federation import state_version
 from federation.processes import Child, Supervisor, free_port
 from federation.schema import ConfigError
 
@@ -20,12 +21,14 @@ def serve(site: Site, site_file: Path, kit: Kit, identity: Identity) -> None:
     """Run the hospital's processes until SIGINT or SIGTERM.
 
     Raises:
-        ConfigError: they run already for this state folder, or its audit log is damaged.
+        ConfigError: they run already for this state folder, newer code made it, or its audit log is
+            damaged.
     """
     site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = site.state / "services.lock"
     with lock.open("w") as held:
         _lock(held.fileno(), site.state)
+        state_version.settle(site.state, "hospital")
         _record_start(site)
         secret = site.state / "superexec.secret"
         secret.unlink(missing_ok=True)
@@ -41,7 +44,9 @@ def serve(site: Site, site_file: Path, kit: Kit, identity: Identity) -> None:
 def _record_start(site: Site) -> None:
     """A hospital whose audit log cannot be written serves nothing: better said now than each round."""
     try:
-        Audit(site.state / "audit.jsonl").append("started", hospital=site.hospital)
+        Audit(site.state / "audit.jsonl").append(
+            "started", hospital=site.hospital, state_version=state_version.VERSION
+        )
     except AuditError as error:
         raise ConfigError(str(error)) from None
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field
 
+from federation import state_version
 from federation.schema import Closed, ConfigError, parse
 
 SITE_VARIABLE = "CONSILIUM_SITE"  # path of the site's YAML, in the environment of its processes
@@ -178,6 +179,18 @@ class Site(Closed):
 
 
 def read_site(path: Path) -> Site:
+    """A site whose state folder this code can open.
+
+    Raises:
+        ConfigError: as `parse_site`; or newer code made the state folder, or a restore into it was
+            broken off.
+    """
+    site = parse_site(path)
+    state_version.require(site.state, "hospital")
+    return site
+
+
+def parse_site(path: Path) -> Site:
     """A site's YAML; relative paths in it are relative to it.
 
     Raises:

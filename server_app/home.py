@@ -6,7 +6,7 @@ identity.key      signs the roster                superexec.secret
 superlink.db      Flower's state                  runs/RUN/        see server_app/state.py
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
 lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
-sweeps/SWEEP.json see server_app/sweep.py
+sweeps/SWEEP.json see server_app/sweep.py         STATE_VERSION    see federation/state_version.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field, StringConstraints
 
-from federation import roster
+from federation import roster, state_version
 from federation.roster import Roster
 from federation.schema import Closed, ConfigError, parse
 from server_app.lodgings import Lodgings
@@ -108,8 +108,9 @@ class Home:
         return self.path / "rosters"
 
     def federation(self) -> Federation:
-        """Raises ConfigError: not a provisioned folder."""
+        """Raises ConfigError: not a provisioned folder, or newer code made it."""
         file = self.path / "federation.yaml"
+        state_version.require(self.path, "coordinator")
         if not file.exists():
             raise ConfigError(
                 f"{self.path} is not a coordinator's folder; make one with: "

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from federation import state_version
 from federation.processes import Child, Supervisor, listens, wait_until
 from federation.schema import ConfigError
 from server_app.control import Control
@@ -27,6 +28,7 @@ def serve(home: Home) -> None:
     held = _hold(home)
     if held is None:
         raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
+    state_version.settle(home.path, "coordinator")
     if listens(federation.listen, federation.port):
         raise ConfigError(
             f"port {federation.port} on {federation.listen} is taken; "

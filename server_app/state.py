@@ -7,6 +7,7 @@
     attempt.json, sum.bin, opening.bin  of a run under masks: setups of the newest round, and its sum
     metrics.jsonl      one line a round and one an evaluation
     status.json        running, completed or failed, for whoever watches
+    STATE_VERSION      see federation/state_version.py
     lock               held by the process that conducts the run; the kernel lets go when it dies
 
 A round is committed by the one atomic replacement of model.safetensors. All that belongs to it is
@@ -31,6 +32,7 @@ from typing import Any, TextIO
 import safetensors
 import safetensors.numpy
 
+from federation import state_version
 from federation.messages import Arrays, Lodged
 from federation.schema import ConfigError, Experiment
 
@@ -116,13 +118,15 @@ class RunFolder:
                 "or choose another run=NAME"
             ) from None
         folder = cls(path)
+        state_version.settle(path, "run")
         write_atomically(path / "experiment.json", experiment.canonical().encode())
         folder.write_record(record)
         folder.write_status("running", 0, experiment.rounds)
         return folder
 
     def experiment(self) -> Experiment:
-        """Raises ConfigError: no such run, or an experiment that was changed by hand."""
+        """Raises ConfigError: no such run, newer code made it, or its experiment was changed by hand."""
+        state_version.require(self.path, "run")
         try:
             text = (self.path / "experiment.json").read_text()
         except FileNotFoundError:
