@@ -11,8 +11,9 @@ from pathlib import Path
 from client_app.audit import Audit, AuditError
 from client_app.identity import Identity
 from client_app.kit import Kit
+from client_app.metrics import parts as metrics_of
 from client_app.site import SITE_VARIABLE, Site
-from federation import state_version
+from federation import metrics, state_version
 from federation.processes import Child, Supervisor, free_port
 from federation.schema import ConfigError
 
@@ -30,6 +31,8 @@ def serve(site: Site, site_file: Path, kit: Kit, identity: Identity) -> None:
         _lock(held.fileno(), site.state)
         state_version.settle(site.state, "hospital")
         _record_start(site)
+        if site.metrics is not None:
+            metrics.serve(metrics_of(site), site.metrics.address, site.metrics.port)
         secret = site.state / "superexec.secret"
         secret.unlink(missing_ok=True)
         handle = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

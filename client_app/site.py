@@ -156,6 +156,17 @@ class Predict(Closed):
     )
 
 
+class Metrics(Closed):
+    """Where Prometheus finds this hospital's metrics."""
+
+    port: int = Field(ge=1, le=65535)
+    address: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[A-Za-z0-9.:-]+$",
+        description="that the port is bound on; beyond this machine only in a network of your own",
+    )
+
+
 class Site(Closed):
     """A hospital's own side: read from its own disk, never sent."""
 
@@ -173,6 +184,9 @@ class Site(Closed):
     data: Data
     policy: Policy = Policy()
     predict: Predict = Predict()
+    metrics: Metrics | None = Field(
+        default=None, description="where hospital start serves metrics; none: nowhere"
+    )
     privacy: Privacy | None = Field(
         default=None, description="the patients' budget; none: private runs are not served"
     )

@@ -60,7 +60,21 @@ def provision(
 
 
 @app.command()
-def start(home: HomeOption = DEFAULT_HOME) -> None:
+def start(
+    home: HomeOption = DEFAULT_HOME,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            envvar="CONSILIUM_METRICS_PORT",
+            help="Serve metrics for Prometheus on it; else none are served.",
+        ),
+    ] = None,
+    metrics_address: Annotated[
+        str, typer.Option(envvar="CONSILIUM_METRICS_ADDRESS", help="That this port is bound on.")
+    ] = "127.0.0.1",
+) -> None:
     """Run the SuperLink and the SuperExec in the foreground, and let the roster's hospitals in.
 
     Example: coordinator start --home coordinator
@@ -71,7 +85,7 @@ def start(home: HomeOption = DEFAULT_HOME) -> None:
     console.print(
         f"serving {federation.name} on {federation.listen}:{federation.port}; Ctrl-C ends"
     )
-    serve(Home(home))
+    serve(Home(home), None if metrics_port is None else (metrics_address, metrics_port))
 
 
 @app.command()

@@ -11,15 +11,19 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from federation import state_version
+from federation import metrics, state_version
 from federation.processes import Child, Supervisor, listens, wait_until
 from federation.schema import ConfigError
 from server_app.control import Control
 from server_app.home import HOME_VARIABLE, Home
+from server_app.metrics import parts as metrics_of
 
 
-def serve(home: Home) -> None:
+def serve(home: Home, metrics_at: tuple[str, int] | None = None) -> None:
     """Run the services until SIGINT or SIGTERM.
+
+    Args:
+        metrics_at: address and port for Prometheus; None: nowhere.
 
     Raises:
         ConfigError: they run already, the port is taken, or they do not come up.
@@ -34,6 +38,8 @@ def serve(home: Home) -> None:
             f"port {federation.port} on {federation.listen} is taken; "
             "end what listens there or provision with another port"
         )
+    if metrics_at is not None:
+        metrics.serve(metrics_of(home), *metrics_at)
     children = [_superlink(home), _superexec(home)]
 
     def ready() -> None:
