@@ -27,7 +27,7 @@ from client_app.audit.entry import GENESIS, LARGEST, Entry, NotAnEntry, bounded,
 EVENTS = frozenset(
     {
         *("started", "request", "charge", "answer", "letter", "repeat", "refusal", "code_refused"),
-        *("identity", "roster"),
+        *("identity", "roster", "backup", "restored"),
     }
 )
 
@@ -143,6 +143,23 @@ class Audit:
                 yield entry
                 last = entry
             self._check_end(last, head)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy log and head as they are together at one moment; appending waits only for a look.
+
+        Raises:
+            AuditError: it cannot be read.
+            OSError: the copy cannot be written.
+        """
+        with self._opened() as log:
+            fcntl.flock(log, fcntl.LOCK_SH)
+            end, head = self._last_whole(log)[1], self._head()
+            fcntl.flock(log, fcntl.LOCK_UN)
+            with path.open("xb") as copy:
+                for start in range(0, end, _CHUNK):
+                    copy.write(os.pread(log, min(_CHUNK, end - start), start))
+        if head != _START:
+            path.with_suffix(".head").write_bytes(canonical(vars(head)))
 
     def verify(self) -> tuple[int, str]:
         """Check every line, the chain and the end.
