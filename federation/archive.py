@@ -5,8 +5,8 @@
 The key comes from the passphrase by scrypt, with a salt of the archive's own. The chunks are a tar
 stream in pieces of 1 MiB, each under AES-256-GCM with a nonce that counts them and says which is the
 last, and with the header as associated data (the STREAM construction; Hoang et al. 2015, "Online
-authenticated encryption"). So nothing can be altered, reordered, repeated, dropped or cut off unseen, and nothing is
-believed before its chunk was authenticated. Memory does not grow with the archive.
+authenticated encryption"). So nothing can be altered, reordered, repeated, dropped or cut off unseen,
+and nothing is believed before its chunk was authenticated. Memory does not grow with the archive.
 
 The tar's last member is the manifest: each file's size and SHA-256, whose backup it is, and when.
 """

@@ -14,6 +14,7 @@ from rich.console import Console
 from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
+from server_app.backup_commands import backup, restore
 from server_app.compare_commands import compare
 from server_app.home import HOME_VARIABLE, Home, read_federation
 from server_app.hospital_commands import app as hospital_commands
@@ -243,6 +244,8 @@ def card(
 
 
 app.command()(compare)
+app.command()(backup)
+app.command()(restore)
 
 
 def _report(folder: Path, samples: Path | None = None) -> Path:
