@@ -13,7 +13,7 @@ from client_app.identity import Identity
 from client_app.kit import Kit
 from client_app.metrics import parts as metrics_of
 from client_app.site import SITE_VARIABLE, Site
-from federation import metrics, state_version
+from federation import journal, metrics, state_version
 from federation.processes import Child, Supervisor, free_port
 from federation.schema import ConfigError
 
@@ -30,6 +30,7 @@ def serve(site: Site, site_file: Path, kit: Kit, identity: Identity) -> None:
     with lock.open("w") as held:
         _lock(held.fileno(), site.state)
         state_version.settle(site.state, "hospital")
+        journal.keep(site.state / "logs" / "hospital.log")
         _record_start(site)
         if site.metrics is not None:
             metrics.serve(metrics_of(site), site.metrics.address, site.metrics.port)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from federation import metrics, state_version
+from federation import journal, metrics, state_version
 from federation.processes import Child, Supervisor, listens, wait_until
 from federation.schema import ConfigError
 from server_app.control import Control
@@ -33,6 +33,7 @@ def serve(home: Home, metrics_at: tuple[str, int] | None = None) -> None:
     if held is None:
         raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
     state_version.settle(home.path, "coordinator")
+    journal.keep(home.logs / "coordinator.log")
     if listens(federation.listen, federation.port):
         raise ConfigError(
             f"port {federation.port} on {federation.listen} is taken; "

@@ -26,15 +26,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from logging import getLogger
 from pathlib import Path
 from typing import Any, TextIO
 
 import safetensors
 import safetensors.numpy
 
-from federation import state_version
+from federation import journal, state_version
 from federation.messages import Arrays, Lodged
 from federation.schema import ConfigError, Experiment
+
+record = getLogger("consilium")
 
 _CODEC = "codec/"  # before the names of the codec's memory in the strategy's file
 
@@ -151,6 +154,9 @@ class RunFolder:
             "state": state, "round": round_, "rounds": rounds, "message": message, "updated": now()
         }  # fmt: skip
         write_atomically(self.path / "status.json", json.dumps(content).encode())
+        record.info(
+            "a run's status", extra=journal.told(f"run_{state}", run=self.name, round=round_)
+        )
 
     @contextmanager
     def conducting(self) -> Iterator[None]:

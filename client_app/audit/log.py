@@ -20,9 +20,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 from client_app.audit.entry import GENESIS, LARGEST, Entry, NotAnEntry, bounded, canonical
+from federation import journal
+
+record = getLogger("consilium")
 
 EVENTS = frozenset(
     {
@@ -104,6 +108,7 @@ class Audit:
                     last = self._set_torn_aside(log, last, end)
                 entry = Entry.after(last, event, content)
                 self._write(log, entry)
+                _tell(entry)
                 return entry.hash
         except OSError as error:
             raise AuditError(
@@ -314,6 +319,12 @@ class Audit:
             f"{self.path} cannot be read: {error.strerror}",
             "run this as the user that the hospital's processes run as",
         )
+
+
+def _tell(entry: Entry) -> None:
+    """What the log that may leave learns of an entry: no more than the coordinator knows."""
+    known = {name: entry.fields.get(name) for name in ("run", "round", "reason", "bytes")}
+    record.info("an entry in the audit log", extra=journal.told(entry.event, **known))
 
 
 def _write_all(handle: int, content: bytes) -> None:
