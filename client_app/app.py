@@ -20,10 +20,11 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.audit import Audit
-from client_app.outbox import Outbox, SecureSum, describe, last_resort
+from client_app.outbox import Outbox, SecureSum, last_resort
 from client_app.policy import Refused, allow, require_round, require_trainer
 from client_app.site import SITE_VARIABLE, Site, read_site
 from federation import wire
+from federation.journal import describe
 from federation.messages import Phase, Reason, Request, WireError
 from federation.schema import ConfigError, Experiment, Training
 

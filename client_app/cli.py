@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from client_app.audit.commands import app as audit_commands
+from client_app.backup_commands import backup, restore
 from client_app.budget.commands import app as ledger_commands
 from client_app.encrypted_model import app as model_commands
 from client_app.kit import read_kit
@@ -32,6 +33,8 @@ app.add_typer(ledger_commands, name="ledger")
 app.add_typer(identity_app, name="identity")
 app.add_typer(model_commands, name="model")
 app.add_typer(roster_app, name="roster")
+app.command()(backup)
+app.command()(restore)
 console = Console()
 
 SiteOption = Annotated[

@@ -36,9 +36,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from federation import archive as archives
+from federation import bundle as archives
 from federation import review
-from federation.archive import NO_CODE, PACKAGES, Unsound, shown
+from federation.bundle import NO_CODE, PACKAGES, Unsound, shown
 
 if TYPE_CHECKING:
     from client_app.site import Policy
@@ -94,7 +94,7 @@ class Installed:
         return cls(files)
 
     def code(self) -> str:
-        """What names it: `federation.archive.code_sha256`."""
+        """What names it: `federation.bundle.code_sha256`."""
         return archives.code_sha256(
             {
                 name: hashlib.sha256(path.read_bytes()).hexdigest()

@@ -13,7 +13,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -272,20 +271,6 @@ class Outbox:
 def last_resort(reason: Reason) -> RecordDict:
     """A reason, when not even the hospital's own log can be written."""
     return wire.answer_to_records(Answer(round=0, refused=reason))
-
-
-def describe(error: BaseException) -> list[str]:
-    """An error for the hospital's own log: its type and where it rose, and those of its cause.
-
-    Its text is left out: a library's message may hold a file's name or a header's value.
-    """
-    lines = [type(error).__name__]
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        lines.append(f"{trace.tb_frame.f_globals.get('__name__')}:{code.co_name}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return lines + (describe(error.__cause__) if error.__cause__ is not None else [])
 
 
 def _sha256(blob: bytes) -> str:

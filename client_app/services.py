@@ -20,7 +20,9 @@ from client_app.audit import Audit, AuditError
 from client_app.identity import Identity
 from client_app.kit import Kit
 from client_app.link import HOST, PORT, open_link
+from client_app.metrics import parts as metrics_of
 from client_app.site import SITE_VARIABLE, Site
+from federation import journal, metrics, state_version
 from federation.heartbeat import VARIABLE as HEARTBEAT_VARIABLE
 from federation.processes import Child, Supervisor, free_port
 from federation.schema import ConfigError
@@ -30,7 +32,8 @@ def serve(site: Site, site_file: Path, kit: Kit, identity: Identity) -> None:
     """Run the hospital's processes until SIGINT or SIGTERM.
 
     Raises:
-        ConfigError: they run already for this state folder, or its audit log is damaged.
+        ConfigError: they run already for this state folder, newer code made it, or its audit log is
+            damaged.
     """
     with _held(site):
         secret = site.state / "superexec.secret"
@@ -105,14 +108,20 @@ def _held(site: Site) -> Iterator[None]:
     site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (site.state / "services.lock").open("w") as held:
         _lock(held.fileno(), site.state)
+        state_version.settle(site.state, "hospital")
+        journal.keep(site.state / "logs" / "hospital.log")
         _record_start(site)
+        if site.metrics is not None:
+            metrics.serve(metrics_of(site), site.metrics.address, site.metrics.port)
         yield
 
 
 def _record_start(site: Site) -> None:
     """A hospital whose audit log cannot be written serves nothing: better said now than each round."""
     try:
-        Audit(site.state / "audit.jsonl").append("started", hospital=site.hospital)
+        Audit(site.state / "audit.jsonl").append(
+            "started", hospital=site.hospital, state_version=state_version.VERSION
+        )
     except AuditError as error:
         raise ConfigError(str(error)) from None
 

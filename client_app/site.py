@@ -12,7 +12,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import AfterValidator, Field, model_validator
 
-from federation import review
+from federation import review, state_version
 from federation.schema import Closed, ConfigError, parse
 
 SITE_VARIABLE = "CONSILIUM_SITE"  # path of the site's YAML, in the environment of its processes
@@ -191,6 +191,17 @@ class Predict(Closed):
     )
 
 
+class Metrics(Closed):
+    """Where Prometheus finds this hospital's metrics."""
+
+    port: int = Field(ge=1, le=65535)
+    address: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[A-Za-z0-9.:-]+$",
+        description="that the port is bound on; beyond this machine only in a network of your own",
+    )
+
+
 class Site(Closed):
     """A hospital's own side: read from its own disk, never sent."""
 
@@ -208,12 +219,27 @@ class Site(Closed):
     data: Data
     policy: Policy = Policy()
     predict: Predict = Predict()
+    metrics: Metrics | None = Field(
+        default=None, description="where hospital start serves metrics; none: nowhere"
+    )
     privacy: Privacy | None = Field(
         default=None, description="the patients' budget; none: private runs are not served"
     )
 
 
 def read_site(path: Path) -> Site:
+    """A site whose state folder this code can open.
+
+    Raises:
+        ConfigError: as `parse_site`; or newer code made the state folder, or a restore into it was
+            broken off.
+    """
+    site = parse_site(path)
+    state_version.require(site.state, "hospital")
+    return site
+
+
+def parse_site(path: Path) -> Site:
     """A site's YAML; relative paths in it are relative to it.
 
     Raises:

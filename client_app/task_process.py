@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from client_app.code_approval import forget_packages
+from federation import journal
 from federation.pace import hurry_flower
 
 
@@ -22,6 +23,7 @@ def run_client_app(
     from flwr.supernode.runtime import run_clientapp as flower
 
     hurry_flower()
+    journal.to_supervisor()
     # What is installed may have been updated since the process that this was forked from began; what
     # is compared with a bundle and what runs have to be the same files.
     forget_packages()

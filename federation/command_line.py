@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -23,6 +24,21 @@ def options(purpose: str) -> dict[str, Any]:
         "rich_markup_mode": "rich",
         "pretty_exceptions_enable": False,
     }
+
+
+def passphrase(file: Path | None, *, confirm: bool = False) -> str:
+    """The first line of a file, or what a person types.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if file is None:
+        return str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm))
+    try:
+        with file.open() as opened:
+            return opened.readline(4096).rstrip("\r\n")
+    except (OSError, UnicodeError):
+        raise ConfigError(f"{file} cannot be read as text; name the passphrase's file") from None
 
 
 def runs_as(name: str, app: typer.Typer) -> int:

@@ -16,11 +16,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from logging import getLogger
+from logging import Handler, getLogger
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
+from federation import child_output, journal
+
+_LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a child that died is started again
 _HEALTHY_AFTER = 60.0  # seconds after which a child counts as having started well
@@ -39,7 +41,8 @@ FLOWER_ENVIRONMENT: Mapping[str, str] = {
 class Child:
     """A process to keep alive: its command line, what it adds to the environment, its log.
 
-    Without a log it writes where this process does, as a container's only process should.
+    The log holds records alone, see `federation.journal`; in a container, and without a log, they go to
+    standard output.
     """
 
     name: str
@@ -50,25 +53,24 @@ class Child:
     started: float = 0.0
     pause: float = _FIRST_PAUSE
     due: float = 0.0
+    _sink: Handler | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        with self._output() as output:
-            self.process = subprocess.Popen(
-                list(self.command),
-                env={**os.environ, **FLOWER_ENVIRONMENT, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, to be ended with what it started
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads at this point
-            )
+        """Start it, from the main thread: a child ends with the thread that started it."""
+        if self._sink is None:
+            self._sink = journal.sink(self.log)
+        self.process = subprocess.Popen(
+            list(self.command),
+            env={**os.environ, **FLOWER_ENVIRONMENT, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own, to be ended with what it started
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - takes no lock that a thread could hold
+        )
+        if self.process.stdout is not None:
+            child_output.follow(self.process.stdout, self.name, self._sink)
         self.started = time.monotonic()
-
-    def _output(self) -> contextlib.AbstractContextManager[IO[bytes] | None]:
-        if self.log is None:
-            return contextlib.nullcontext()
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        return self.log.open("ab")
 
 
 @dataclass
@@ -125,7 +127,11 @@ class Supervisor:
                 if now - child.started > _HEALTHY_AFTER:
                     child.pause = _FIRST_PAUSE
                 log.warning(
-                    "%s ended (%s); starting it again in %.0f s", child.name, code, child.pause
+                    "%s ended (%s); starting it again in %.0f s",
+                    child.name,
+                    code,
+                    child.pause,
+                    extra=journal.told("process_ended", process=child.name, exit=code),
                 )
                 child.process, child.due = None, now + child.pause
                 child.pause = min(child.pause * 2, _LONGEST_PAUSE)
@@ -189,4 +195,4 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -10,7 +10,7 @@ from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from federation import models, strategies, tasks
+from federation import journal, models, strategies, tasks
 from federation.pace import hurry_flower
 from federation.schema import ConfigError, Experiment
 from server_app import aggregation, tallies
@@ -27,6 +27,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run configuration names, from its last committed round."""
+    journal.to_supervisor()
     config = context.run_config
     home = Home(Path(os.environ[HOME_VARIABLE]))
     experiment = Experiment.from_canonical(

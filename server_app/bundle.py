@@ -20,7 +20,7 @@ from typing import Any
 import tomli_w
 from flwr.cli.build import build_fab_from_files
 
-from federation.archive import PACKAGES
+from federation.bundle import PACKAGES
 from federation.schema import ConfigError
 
 APP = "@consilium/consilium"  # what Flower calls the bundle: its publisher and its name

@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from federation import archive as archives
-from federation.archive import Unsound
+from federation import bundle as archives
+from federation.bundle import Unsound
 from federation.schema import ConfigError
 
 
@@ -19,7 +19,7 @@ class Contents:
 
     Attributes:
         files: by name; everything in it, also what is no code.
-        code: SHA-256 of the code that a hospital runs, see `federation.archive`.
+        code: SHA-256 of the code that a hospital runs, see `federation.bundle`.
     """
 
     files: dict[str, bytes]

@@ -16,6 +16,7 @@ from federation.command_line import options, runs_as
 from federation.processes import FLOWER_ENVIRONMENT
 from federation.schema import ConfigError
 from server_app import membership_commands as membership
+from server_app.backup_commands import backup, restore
 from server_app.compare_commands import compare
 from server_app.home import HOME_VARIABLE, Home, read_federation
 from server_app.review_commands import app as review_commands
@@ -121,6 +122,18 @@ def start(
         Side | None,
         typer.Option(help="One of the two processes alone, as in containers.", show_default=False),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            envvar="CONSILIUM_METRICS_PORT",
+            help="Serve metrics for Prometheus on it, where the SuperLink is; else none are served.",
+        ),
+    ] = None,
+    metrics_address: Annotated[
+        str, typer.Option(envvar="CONSILIUM_METRICS_ADDRESS", help="That this port is bound on.")
+    ] = "127.0.0.1",
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Run the SuperLink and the SuperExec in the foreground, and let the roster's hospitals in.
@@ -130,6 +143,7 @@ def start(
     from server_app.services import serve, serve_superexec, serve_superlink
 
     federation = Home(home).federation()
+    metrics_at = None if metrics_port is None else (metrics_address, metrics_port)
     where = f"{federation.listen}:{federation.bound_port}"
     if only is Side.SUPEREXEC:
         console.print(f"conducting the runs of {federation.name} for {where}")
@@ -137,9 +151,9 @@ def start(
         return
     console.print(f"serving {federation.name} on {where}; Ctrl-C ends")
     if only is Side.SUPERLINK:
-        serve_superlink(Home(home))
+        serve_superlink(Home(home), metrics_at)
     else:
-        serve(Home(home))
+        serve(Home(home), metrics_at)
 
 
 @app.command()
@@ -315,6 +329,8 @@ for command in (
     membership.remove,
     membership.rotate,
     compare,
+    backup,
+    restore,
 ):
     app.command()(command)
 

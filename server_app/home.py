@@ -7,7 +7,7 @@ database/         Flower's state                  runs/RUN/        see server_ap
 hospitals/NAME/   the kit for each hospital       logs/ flower/    of the processes
 lodgings/         see server_app/lodgings.py      rosters/N.json   each version of the roster
 sweeps/SWEEP.json see server_app/sweep.py         suspended.json   see server_app/suspensions.py
-bundles/SHA256/   see server_app/signed_bundles.py
+bundles/SHA256/   see server_app/signed_bundles.py STATE_VERSION   see federation/state_version.py
 
 `ca.p12` is encrypted, and nothing that runs needs it: it may lie elsewhere.
 """
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field, StringConstraints
 
-from federation import roster
+from federation import roster, state_version
 from federation.roster import Member, Roster
 from federation.schema import Closed, ConfigError, parse
 from server_app.lodgings import Lodgings
@@ -143,8 +143,9 @@ class Home:
         return self.path / "rosters"
 
     def federation(self) -> Federation:
-        """Raises ConfigError: not a provisioned folder."""
+        """Raises ConfigError: not a provisioned folder, or newer code made it."""
         file = self.path / "federation.yaml"
+        state_version.require(self.path, "coordinator")
         if not file.exists():
             raise ConfigError(
                 f"{self.path} is not a coordinator's folder; make one with: "

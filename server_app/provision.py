@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from federation import state_version
 from federation.roster import Roster
 from federation.schema import ConfigError
 from server_app import authority
@@ -69,6 +70,7 @@ def provision(
         members = read_identities(identities, federation.hospitals)
     home.path.mkdir(parents=True, exist_ok=True)
     home.path.chmod(0o700)
+    state_version.settle(home.path, "coordinator")
     for folder in (home.runs, home.lodgings.folder, home.database.parent):
         folder.mkdir(exist_ok=True)
 

@@ -18,14 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from federation import journal, metrics, state_version
 from federation.processes import Child, Supervisor, listens, wait_until
 from federation.schema import ConfigError
 from server_app.control import Control
 from server_app.home import HOME_VARIABLE, Home
+from server_app.metrics import parts as metrics_of
 
 
-def serve(home: Home) -> None:
+def serve(home: Home, metrics_at: tuple[str, int] | None = None) -> None:
     """Run the services until SIGINT or SIGTERM.
+
+    Args:
+        metrics_at: address and port for Prometheus; None: nowhere.
 
     Raises:
         ConfigError: they run already, the port is taken, or they do not come up.
@@ -34,6 +39,10 @@ def serve(home: Home) -> None:
     held = _hold(_lock(home))
     if held is None:
         raise ConfigError(f"the services of {home.path} run already; coordinator stop ends them")
+    state_version.settle(home.path, "coordinator")
+    journal.keep(home.logs / "coordinator.log")
+    if metrics_at is not None:
+        metrics.serve(metrics_of(home), *metrics_at)
     try:
         with _database(home):
             superlink, superexec = (
@@ -59,12 +68,18 @@ def serve(home: Home) -> None:
         held.close()
 
 
-def serve_superlink(home: Home) -> None:
+def serve_superlink(home: Home, metrics_at: tuple[str, int] | None = None) -> None:
     """Run the SuperLink alone. It writes into the database's folder and nowhere else.
+
+    Args:
+        metrics_at: as of `serve`.
 
     Raises:
         ConfigError: as `serve`.
     """
+    journal.keep(None)
+    if metrics_at is not None:
+        metrics.serve(metrics_of(home), *metrics_at)
     with _database(home):
         environment = _alone("superlink") | _home_variable(home)
         superlink = Child("superlink", _superlink(home), environment, None)
@@ -73,6 +88,7 @@ def serve_superlink(home: Home) -> None:
 
 def serve_superexec(home: Home) -> None:
     """Run the SuperExec alone. It writes into the runs' and the lodgings' folders and nowhere else."""
+    journal.keep(None)
     environment = _alone("superexec") | _home_variable(home)
     Supervisor([Child("superexec", _superexec(home), environment, None)]).run()
 

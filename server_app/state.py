@@ -7,6 +7,7 @@
     attempt.json, sum.bin, opening.bin  of a run under masks: setups of the newest round, and its sum
     metrics.jsonl      one line a round and one an evaluation
     status.json        running, completed or failed, for whoever watches
+    STATE_VERSION      see federation/state_version.py
     lock               held by the process that conducts the run; the kernel lets go when it dies
 
 A round is committed by the one atomic replacement of model.safetensors. All that belongs to it is
@@ -27,14 +28,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from logging import getLogger
 from pathlib import Path
 from typing import Any, TextIO
 
 import safetensors
 import safetensors.numpy
 
+from federation import journal, state_version
 from federation.messages import Arrays, Lodged
 from federation.schema import ConfigError, Experiment
+
+record = getLogger("consilium")
 
 _CODEC = "codec/"  # before the names of the codec's memory in the strategy's file
 
@@ -115,6 +120,7 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = cls(Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")))
         made.path.chmod(0o755)
+        state_version.settle(made.path, "run")
         write_atomically(made.path / "experiment.json", experiment.canonical().encode())
         made.write_record(record)
         made.write_status("running", 0, experiment.rounds)
@@ -132,7 +138,8 @@ class RunFolder:
         return cls(path)
 
     def experiment(self) -> Experiment:
-        """Raises ConfigError: no such run, or an experiment that was changed by hand."""
+        """Raises ConfigError: no such run, newer code made it, or its experiment was changed by hand."""
+        state_version.require(self.path, "run")
         try:
             text = (self.path / "experiment.json").read_text()
         except FileNotFoundError:
@@ -157,6 +164,9 @@ class RunFolder:
             "state": state, "round": round_, "rounds": rounds, "message": message, "updated": now()
         }  # fmt: skip
         write_atomically(self.path / "status.json", json.dumps(content).encode())
+        record.info(
+            "a run's status", extra=journal.told(f"run_{state}", run=self.name, round=round_)
+        )
 
     @contextmanager
     def conducting(self) -> Iterator[None]:

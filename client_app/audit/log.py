@@ -20,14 +20,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 from client_app.audit.entry import GENESIS, LARGEST, Entry, NotAnEntry, bounded, canonical
+from federation import journal
+
+record = getLogger("consilium")
 
 EVENTS = frozenset(
     {
         *("started", "request", "charge", "answer", "letter", "repeat", "refusal", "code_refused"),
-        *("identity", "roster"),
+        *("identity", "roster", "backup", "restored"),
     }
 )
 
@@ -104,6 +108,7 @@ class Audit:
                     last = self._set_torn_aside(log, last, end)
                 entry = Entry.after(last, event, content)
                 self._write(log, entry)
+                _tell(entry)
                 return entry.hash
         except OSError as error:
             raise AuditError(
@@ -143,6 +148,23 @@ class Audit:
                 yield entry
                 last = entry
             self._check_end(last, head)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy log and head as they are together at one moment; appending waits only for a look.
+
+        Raises:
+            AuditError: it cannot be read.
+            OSError: the copy cannot be written.
+        """
+        with self._opened() as log:
+            fcntl.flock(log, fcntl.LOCK_SH)
+            end, head = self._last_whole(log)[1], self._head()
+            fcntl.flock(log, fcntl.LOCK_UN)
+            with path.open("xb") as copy:
+                for start in range(0, end, _CHUNK):
+                    copy.write(os.pread(log, min(_CHUNK, end - start), start))
+        if head != _START:
+            path.with_suffix(".head").write_bytes(canonical(vars(head)))
 
     def verify(self) -> tuple[int, str]:
         """Check every line, the chain and the end.
@@ -297,6 +319,12 @@ class Audit:
             f"{self.path} cannot be read: {error.strerror}",
             "run this as the user that the hospital's processes run as",
         )
+
+
+def _tell(entry: Entry) -> None:
+    """What the log that may leave learns of an entry: no more than the coordinator knows."""
+    known = {name: entry.fields.get(name) for name in ("run", "round", "reason", "bytes")}
+    record.info("an entry in the audit log", extra=journal.told(entry.event, **known))
 
 
 def _write_all(handle: int, content: bytes) -> None:
