@@ -25,7 +25,7 @@ def table(metrics: tuple[Described, ...]) -> str:
 
 @pytest.mark.parametrize(
     ("page", "metrics"),
-    [("hospital.md", client_app.metrics.ALL), ("coordinator.md", server_app.metrics.ALL)],
+    [("hospital-it.md", client_app.metrics.ALL), ("coordinator.md", server_app.metrics.ALL)],
 )
 def test_the_page_has_the_codes_table(page: str, metrics: tuple[Described, ...]) -> None:
     """CONSILIUM_WRITE_TABLES=1 writes it."""
