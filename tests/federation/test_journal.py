@@ -181,12 +181,13 @@ def test_files_rotate_and_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_in_a_container_records_go_to_standard_output(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from logging import getLogger\n"
+        "import sys, threading; from pathlib import Path; from logging import getLogger\n"
         "from federation import journal; from federation.processes import Child, wait_until\n"
         f"journal.keep(Path(r'{tmp_path}') / 'own.log')\n"
         f"says = [sys.executable, '-c', 'print(\"{CANARY}\")']\n"
         "child = Child('supernode', says, {}, Path('no.log'))\n"
-        "child.start(); child.process.wait(); time.sleep(6)\n"
+        "child.start(); child.process.wait()\n"
+        "assert wait_until(lambda: threading.active_count() == 1, seconds=60)\n"  # all was read
         f"getLogger('consilium').warning('%s ended', '{CANARY}')\n"
     )
     done = subprocess.run(
