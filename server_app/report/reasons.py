@@ -6,7 +6,7 @@ REASONS = {
         "The hospital was not connected to the federation when the round began.",
     ),
     "suspended": (
-        "suspended",
+        "suspended by the coordinator",
         "The coordinator had suspended the hospital when the round began; it was not asked.",
     ),
     "unavailable": (

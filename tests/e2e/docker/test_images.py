@@ -93,9 +93,10 @@ def test_the_bundle_is_what_the_hospitals_hold_and_skew_is_named(
     judge = """
 import base64, io, json, zipfile
 from client_app.code_approval import judge
+from client_app.site import Policy
 whole = base64.b64decode(open("/tmp/in/bundle").read())
 def verdict(bundle):
-    said = judge(bundle, "installed"); return [said.runs, said.refused]
+    said = judge(bundle, Policy(), {}); return [said.runs, said.refused]
 def altered(name, content):
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(out, "w") as new:

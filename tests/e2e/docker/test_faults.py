@@ -1,0 +1,227 @@
+"""Containers that are killed, cut off, out of disk or out of time, in the middle of private rounds.
+
+A federation of its own, whose hospitals keep budgets: whatever breaks, the run completes with those that
+remain or is resumed, who is missing stands there with a reason, and no ledger counts too little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import docker
+from tests.e2e.docker.stack import HOSPITALS, ROOT, TINY, Stack, demo
+
+pytestmark = pytest.mark.docker
+
+PRIVATE = (
+    *TINY, "model.norm=group", "privacy=patient_dp", "privacy.noise_multiplier=4.0",
+    "privacy.epsilon=null", "privacy.sampling_rate=0.5", "participation.least=2",
+    "participation.deadline=40",
+)  # fmt: skip
+USER = 10001
+MOUNTED = 64 * 1024**2  # bytes of the disk that is filled
+FAKETIME = """
+FROM debian:bookworm-slim AS clock
+RUN apt-get update && apt-get install --yes --no-install-recommends libfaketime
+RUN cp /usr/lib/*/faketime/libfaketime.so.1 /libfaketime.so.1
+FROM consilium-hospital:e2e
+COPY --from=clock /libfaketime.so.1 /opt/libfaketime.so.1
+ENV LD_PRELOAD=/opt/libfaketime.so.1 FAKETIME=-600s DONT_FAKE_MONOTONIC=1
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(images: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Hospitals with a budget; the state folder of the north one lies on a disk that can be full."""
+    place = tmp_path_factory.mktemp("faults")
+    place.chmod(0o755)
+    disk = place / "disk"
+    disk.mkdir()
+    size = f"size={MOUNTED},mode=0700,uid={USER},gid={USER}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], check=True)
+    services: dict[str, Any] = {}
+    for name in HOSPITALS:
+        site = yaml.safe_load((ROOT / f"docker/demo/{name}/site.yaml").read_text())
+        site["privacy"] = {"patients": 18, "epsilon": 1000.0, "answer_every": 0.0}
+        file = place / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(site))
+        file.chmod(0o644)
+        mounts = {"volumes": [f"{file}:/hospital/site.yaml:ro"]}
+        services |= {f"{name}-{part}": mounts for part in ("prepare", "supernode", "superexec")}
+    north = {"driver": "local", "driver_opts": {"type": "none", "o": "bind", "device": str(disk)}}
+    override = place / "override.yaml"
+    override.write_text(yaml.safe_dump({"services": services, "volumes": {"north-state": north}}))
+    try:
+        with demo(images, override=override) as made:
+            for name in HOSPITALS:
+                assert said(made, name, "ledger", "create")[0] == 0
+            yield made
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def said(stack: Stack, name: str, *command: str, part: str = "superexec") -> tuple[int, str]:
+    """The `hospital` command in one of a hospital's containers: its exit status and what it said."""
+    code, output = stack.container(f"{name}-{part}").exec_run(["hospital", *command])
+    return code, output.decode(errors="replace")
+
+
+def rounds(stack: Stack, run: str) -> list[dict[str, Any]]:
+    """The rounds that are committed; none where the run's folder is not there yet."""
+    try:
+        text = stack.read(f"/coordinator/runs/{run}/metrics.jsonl")
+    except docker.errors.APIError:
+        return []
+    rows = [json.loads(line) for line in text.splitlines() if line.endswith(b"}")]
+    return [row for row in rows if row["kind"] == "round"]
+
+
+def words(stack: Stack, run: str, name: str) -> list[str]:
+    """What became of a hospital in each round: ok, or a reason."""
+    return [row["hospitals"][name]["status"] for row in rounds(stack, run)]
+
+
+def kill(stack: Stack, service: str) -> None:
+    """`kill -9` of all of a container at once, by its init, as when a machine's memory ends."""
+    container = stack.container(service)
+    restarts = container.attrs["RestartCount"]
+    os.kill(container.attrs["State"]["Pid"], signal.SIGKILL)
+
+    def back() -> bool:
+        return stack.container(service).attrs["RestartCount"] > restarts and stack.healthy(service)
+
+    assert stack.until(back, seconds=180), service + stack.logs()
+
+
+def require_whole_books(stack: Stack, name: str) -> None:
+    """Both chains hold, and each answer with an update was paid for before it left."""
+    for book in ("ledger", "audit"):
+        code, output = said(stack, name, book, "verify")
+        assert code == 0, output
+    log = stack.read("/hospital/state/audit.jsonl", f"{name}-superexec").decode()
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    shown = json.loads(said(stack, name, "ledger", "show", "--json")[1])
+    charges, answers = events.count("charge"), events.count("answer")
+    assert answers <= charges == shown["charges"], (name, shown)
+
+
+def finished(stack: Stack, following: subprocess.Popen[str], run: str) -> None:
+    """The run to its end, taken up again as often as it broke off with a process of the coordinator's."""
+    output, _ = following.communicate(timeout=600)
+    for _ in range(3):
+        if following.returncode == 0:
+            return
+        again = stack.coordinator("run", f"resume={run}", timeout=600)
+        output += again.stdout + again.stderr
+        if again.returncode == 0:
+            return
+    raise AssertionError(output + stack.logs())
+
+
+def test_each_container_is_killed_in_mid_round(stack: Stack) -> None:
+    run, last = "killed", 12
+    following = stack.begin("run", *PRIVATE, f"rounds={last}", f"run={run}")
+    for service in ("north-superexec", "north-supernode", "proxy", "superlink", "superexec"):
+        done = len(rounds(stack, run))
+        assert done or stack.until(lambda: bool(rounds(stack, run)), seconds=180), stack.logs()
+        kill(stack, service)
+    finished(stack, following, run)
+    assert [row["round"] for row in rounds(stack, run)] == list(range(1, last + 1))
+    for name in HOSPITALS:
+        require_whole_books(stack, name)
+        assert words(stack, run, name)[-1] == "ok", words(stack, run, name)
+    allowed = {"ok", "absent", "unavailable", "crashed", "late", "no_model", "replayed"}
+    for name in HOSPITALS:
+        assert set(words(stack, run, name)) <= allowed, words(stack, run, name)
+
+
+def test_a_hospital_is_cut_off_for_90_seconds(stack: Stack) -> None:
+    run = "cut"
+    following = stack.begin("run", *PRIVATE, "rounds=6", f"run={run}")
+    assert stack.until(lambda: bool(rounds(stack, run)), seconds=180), stack.logs()
+    network = stack.engine.networks.get(f"{stack.project}_north-outer")
+    network.disconnect(stack.container("north-supernode"))
+    time.sleep(90)
+    network.connect(stack.container("north-supernode"))
+    finished(stack, following, run)
+    told = words(stack, run, "north")
+    assert {"absent", "unavailable", "late"} & set(told), told
+    assert words(stack, run, "east") == ["ok"] * 6 == words(stack, run, "west")
+    require_whole_books(stack, "north")
+    assert stack.until(lambda: stack.healthy("north-supernode"), seconds=120)
+    assert one_round(stack, "cut-after") == "ok"
+
+
+def one_round(stack: Stack, run: str) -> str:
+    """What becomes of the north hospital in a run of one round, which the others complete."""
+    done = stack.coordinator("run", *PRIVATE, "rounds=1", f"run={run}")
+    assert done.returncode == 0, done.stdout + done.stderr + stack.logs()
+    assert words(stack, run, "east") == ["ok"] == words(stack, run, "west")
+    return words(stack, run, "north")[0]
+
+
+def test_a_full_disk_refuses_uncharged_and_says_what_it_is(stack: Stack) -> None:
+    fill = "f=open('/hospital/state/filler','wb')\ntry:\n while f.write(bytes(1<<16)): f.flush()\n"
+    stack.inside("north-superexec", fill + "except OSError: pass\n")
+    assert one_round(stack, "full") != "ok"
+    code, output = said(stack, "north", "check", "--part", "state", "--json")
+    found = {one["id"]: one["level"] for one in json.loads(output)["checks"]}
+    assert code == 1 and "problem" in (found["disk"], found["state"]), output
+    stack.inside("north-superexec", "import os; os.remove('/hospital/state/filler')")
+    assert one_round(stack, "full-after") == "ok"
+    require_whole_books(stack, "north")
+
+
+def test_a_clock_ten_minutes_off_is_named(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(FAKETIME)
+    tag = f"{stack.project}-clock"
+    subprocess.run(["docker", "build", "-q", "-t", tag, str(tmp_path)], check=True, timeout=300)
+    assert stack.override is not None
+    content = yaml.safe_load(stack.override.read_text())
+    right = stack.override.read_text()
+    content["services"]["north-supernode"] |= {"image": tag}
+    try:
+        stack.override.write_text(yaml.safe_dump(content))
+        recreate(stack)
+        assert one_round(stack, "late-clock") == "absent"
+        _, output = said(stack, "north", "check", "--part", "connection", "--json", part="supernode")
+        (clock,) = [one for one in json.loads(output)["checks"] if one["id"] == "clock"]
+        assert clock["level"] == "problem", clock
+    finally:
+        stack.override.write_text(right)
+        recreate(stack)
+        stack.engine.images.remove(tag, force=True)
+    assert stack.until(lambda: stack.healthy("north-supernode"), seconds=120)
+    assert one_round(stack, "right-clock") == "ok"
+
+
+def recreate(stack: Stack) -> None:
+    done = stack.compose("up", "--detach", "--no-deps", "--force-recreate", "north-supernode")
+    assert done.returncode == 0, done.stderr
+
+
+def test_who_was_removed_does_not_come_back(stack: Stack) -> None:
+    """Last, as a key that was put out is never taken again."""
+    done = stack.coordinator("remove", "north")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stack.container("north-supernode").restart()
+    assert stack.until(lambda: not stack.healthy("north-supernode"), seconds=120)
+    run = stack.coordinator("run", *PRIVATE, "rounds=1", "run=without")
+    assert run.returncode == 0, run.stdout + run.stderr + stack.logs()
+    assert "north" not in rounds(stack, "without")[0]["hospitals"]
+    back = stack.coordinator("admit", "north.identity.json", "--fingerprint", "0 0 0 0")
+    assert back.returncode != 0 and "north" not in hospitals(stack)
+
+
+def hospitals(stack: Stack) -> list[str]:
+    return sorted(json.loads(stack.coordinator("hospitals", "--json").stdout)["hospitals"])
