@@ -70,8 +70,8 @@ def restore(
     if held.charges is not None:
         _say(
             "If anything was charged after that backup, the coordinator knows of it, and private runs "
-            "are refused here as ledger_unusable. Then look for a newer ledger; docs/hospital-it.md says "
-            "what else can be done, under 'After an older backup'"
+            "are refused here as ledger_unusable. Then look for a newer ledger; docs/hospital-it.md "
+            "says what else can be done, under 'After an older backup'"
         )
 
 
