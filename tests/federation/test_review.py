@@ -239,7 +239,7 @@ def test_only_plain_ed25519_lines_are_reviewers() -> None:
         SSHCertificateBuilder()
         .public_key(public)
         .type(SSHCertificateType.USER)
-        .valid_for_all_principals()
+        .valid_principals([b"alice"])
         .valid_after(0)
         .valid_before(1)
         .sign(EVE)
@@ -292,7 +292,7 @@ def fields() -> dict[str, Any]:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.fixed_dictionaries({}, optional={name: JSON for name in fields()}),
+    st.fixed_dictionaries({}, optional=dict.fromkeys(fields(), JSON)),
     st.dictionaries(st.text(max_size=5), JSON, max_size=1),
 )
 def test_a_malformed_file_is_one_kind_of_error(
