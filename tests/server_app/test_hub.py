@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from federation import review
 from federation.schema import ConfigError
 from server_app import hub, superlink
+from server_app.bundle import APP
 from server_app.signed_bundles import SignedBundles
 
 ALICE, BOB = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
@@ -108,12 +109,12 @@ def test_unknown_versions_and_apps_are_not_found(
     bundles.keep(ONE)
     known = hub.app_spec(digest(ONE)).partition("==")[2]
     url = f"{address}/hub/fetch-fab"
-    for app, which in ((hub.APP, version), ("@other/consilium", known), ("", known)):
+    for app, which in ((APP, version), ("@other/consilium", known), ("", known)):
         with pytest.raises(ValueError, match="not found"):
             request_download_link(app, which, url, "fab_url")
     with pytest.raises(FlowerError):
         fetched(address, digest(OTHER), monkeypatch)
-    assert request_download_link(hub.APP, known, url, "fab_url")[0].endswith(".fab")
+    assert request_download_link(APP, known, url, "fab_url")[0].endswith(".fab")
 
 
 def test_a_signature_alone_serves_nothing(
