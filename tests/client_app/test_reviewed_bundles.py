@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +192,14 @@ def swollen() -> bytes:
 def test_what_reviewers_should_not_have_signed_is_refused_and_audited(
     kind: str, what: str, tmp_path: Path
 ) -> None:
-    content = {
+    makers: dict[str, Callable[[], bytes]] = {
         "no zip": lambda: b"PK" + bytes(1000),
         "oversized": lambda: bytes(10 * 1024**2 + 1),
         "swollen": swollen,
         "no project": lambda: packed({"client_app/app.py": b""}),
         "no toml": lambda: packed({"pyproject.toml": b"[[[", "client_app/app.py": b""}),
-    }[kind]()
+    }
+    content = makers[kind]()
     policy = {"code": "reviewed", "reviewers": TRUST}
     said = run_task(content, tmp_path, policy, verifications=signed(content, ALICE))
     assert said["refused"] == Reason.REFUSED_CODE.value
