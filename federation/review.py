@@ -87,8 +87,13 @@ def key(text: str) -> Ed25519PublicKey:
     Raises:
         ValueError: another kind of line, or a key under which anybody can sign.
     """
+    text = text.strip()
+    # a certificate's line has a key as well, and an expiry that nobody would look at; of two lines
+    # the second would pass for a comment
+    if not text.startswith("ssh-ed25519 ") or "\n" in text:
+        raise ValueError("not a line of the form 'ssh-ed25519 AAAA…'")
     try:
-        public = load_ssh_public_key(text.strip().encode())
+        public = load_ssh_public_key(text.encode())
     except (UnsupportedAlgorithm, ValueError) as error:
         raise ValueError("not a line of the form 'ssh-ed25519 AAAA…'") from error
     if not isinstance(public, Ed25519PublicKey):
@@ -120,6 +125,8 @@ def read(path: Path) -> Signature:
         return parse(roster.read_bounded(path, LARGEST))
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}") from None
+    except ConfigError:  # itself a ValueError
+        raise
     except InvalidSignature:
         raise ConfigError(
             f"{path}: the signature in it is wrong; ask the reviewer for it again"

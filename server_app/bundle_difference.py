@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,7 +37,7 @@ class Contents:
                 return cls(files, archives.version(archive), archives.code_sha256(digests))
         except Unsound as error:
             raise ConfigError(f"{where} {error}; no hospital opens it") from None
-        except (zipfile.BadZipFile, ValueError, OSError, EOFError, RuntimeError) as error:
+        except Exception as error:  # damaged zips raise many kinds, and zlib one of its own
             raise ConfigError(
                 f"{where} is not a bundle ({type(error).__name__}); one is made by: coordinator "
                 "review bundle"

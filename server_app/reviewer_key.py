@@ -36,12 +36,15 @@ def create(path: Path, passphrase: str, comment: str) -> str:
     """
     if len(passphrase) < SHORTEST:
         raise ConfigError(f"a passphrase has {SHORTEST} letters or more; choose a longer one")
+    public = path.with_name(f"{path.name}.pub")
+    for taken in (path, public):
+        if taken.exists():
+            raise ConfigError(f"{taken} is there already; a key is never replaced")
     private = Ed25519PrivateKey.generate()
     encryption = (
         PrivateFormat.OpenSSH.encryption_builder().kdf_rounds(_ROUNDS).build(passphrase.encode())
     )
     line = f"{review.line(private.public_key())} {comment}"
-    public = path.with_name(f"{path.name}.pub")
     _write_new(path, private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, encryption), 0o600)
     _write_new(public, f"{line}\n".encode(), 0o644)
     sync_folder(path.parent)

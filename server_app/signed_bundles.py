@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
-
 from federation import review
 from federation.review import SUFFIX, Signature
 from federation.schema import ConfigError
@@ -67,8 +65,8 @@ class SignedBundles:
         found = {}
         for path in sorted((self.folder / sha256).glob(f"*{SUFFIX}"))[: review.MOST]:
             try:
-                signature = review.parse(path.read_bytes()[: review.LARGEST])
-            except (ValueError, InvalidSignature):
+                signature = review.read(path)
+            except ConfigError:
                 continue
             if signature.bundle == sha256:
                 found[signature.key_id] = signature
