@@ -98,7 +98,7 @@ def _write(path: Path, content: bytes) -> None:
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)  # no secret; of a run it is read by whoever reads the run
+            os.fchmod(file.fileno(), 0o644)  # no secret; read by whoever reads a run
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
