@@ -1,4 +1,4 @@
-"""Containers that are killed, cut off, out of disk or out of time, in the middle of private rounds.
+"""Containers that are killed or cut off in the middle of private rounds.
 
 A federation of its own, whose hospitals keep budgets: whatever breaks, the run completes with those that
 remain or is resumed, who is missing stands there with a reason, and no ledger counts too little.
@@ -12,7 +12,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,42 +27,13 @@ PRIVATE = (
     "privacy.epsilon=null", "privacy.sampling_rate=0.5", "participation.least=2",
     "participation.deadline=40",
 )  # fmt: skip
-KIT = {
-    "type": "volume", "source": "coordinator", "target": "/hospital/kit", "read_only": True,
-    "volume": {"subpath": "hospitals/north"},
-}  # fmt: skip
-USER = 10001
-MOUNTED = 64 * 1024**2  # bytes of the disk that is filled
-FAKETIME = """
-FROM debian:bookworm-slim AS clock
-RUN apt-get update && apt-get install --yes --no-install-recommends libfaketime
-RUN cp /usr/lib/*/faketime/libfaketime.so.1 /libfaketime.so.1
-FROM consilium-hospital:e2e
-COPY --from=clock /libfaketime.so.1 /opt/libfaketime.so.1
-ENV LD_PRELOAD=/opt/libfaketime.so.1 FAKETIME=-600s DONT_FAKE_MONOTONIC=1
-"""
-
-
-class Instead(list[Any]):
-    """A list in place of another Compose file's, not after it."""
-
-
-class Dumper(yaml.SafeDumper):
-    pass
-
-
-Dumper.add_representer(Instead, lambda made, held: made.represent_sequence("!override", held))
 
 
 @pytest.fixture(scope="module")
 def stack(images: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Hospitals with a budget; the state folder of the north one lies on a disk that can be full."""
+    """Hospitals that keep a budget."""
     place = tmp_path_factory.mktemp("faults")
     place.chmod(0o755)
-    disk = place / "disk"
-    disk.mkdir()
-    size = f"size={MOUNTED},mode=0700,uid={USER},gid={USER}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], check=True)
     services: dict[str, Any] = {}
     for name in HOSPITALS:
         site = yaml.safe_load((ROOT / f"docker/demo/{name}/site.yaml").read_text())
@@ -71,27 +41,14 @@ def stack(images: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory)
         file = place / f"{name}.yaml"
         file.write_text(yaml.safe_dump(site))
         file.chmod(0o644)
-        mounts = [f"{file}:/hospital/site.yaml:ro"]
-        if name == "north":
-            own = [*mounts, f"{disk}:/hospital/state"]
-            services |= {f"north-{part}": {"volumes": own} for part in ("prepare", "superexec")}
-            services["north-supernode"] = {
-                "image": "${NORTH_SUPERNODE:-consilium-hospital:e2e}",
-                "environment": {"CONSILIUM_NODE_KEY": "/disk/identity/node.key"},
-                "volumes": Instead([*mounts, f"{disk}:/disk:ro", KIT, "north-link:/run/link"]),
-            }
-        else:
-            parts = ("prepare", "supernode", "superexec")
-            services |= {f"{name}-{part}": {"volumes": mounts} for part in parts}
+        mounts = {"volumes": [f"{file}:/hospital/site.yaml:ro"]}
+        services |= {f"{name}-{part}": mounts for part in ("prepare", "supernode", "superexec")}
     override = place / "override.yaml"
-    override.write_text(yaml.dump({"services": services}, Dumper=Dumper))
-    try:
-        with demo(images, override=override) as made:
-            for name in HOSPITALS:
-                assert said(made, name, "ledger", "create")[0] == 0
-            yield made
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    override.write_text(json.dumps({"services": services}))
+    with demo(images, override=override) as made:
+        for name in HOSPITALS:
+            assert said(made, name, "ledger", "create")[0] == 0
+        yield made
 
 
 def said(stack: Stack, name: str, *command: str, part: str = "superexec") -> tuple[int, str]:
@@ -129,7 +86,10 @@ def kill(stack: Stack, service: str) -> None:
 
 
 def require_whole_books(stack: Stack, name: str) -> None:
-    """Both chains hold, and each answer with an update was paid for before it left."""
+    """Both chains hold, and the ledger has a charge for each answer that left.
+
+    A charge is in the ledger before it is in the audit log, so a kill between them leaves more there.
+    """
     for book in ("ledger", "audit"):
         code, output = said(stack, name, book, "verify")
         assert code == 0, output
@@ -137,7 +97,7 @@ def require_whole_books(stack: Stack, name: str) -> None:
     events = [json.loads(line)["event"] for line in log.splitlines()]
     shown = json.loads(said(stack, name, "ledger", "show", "--json")[1])
     charges, answers = events.count("charge"), events.count("answer")
-    assert answers <= charges == shown["charges"], (name, shown)
+    assert answers <= shown["charges"] and charges <= shown["charges"], (name, shown)
 
 
 def finished(stack: Stack, following: subprocess.Popen[str], run: str) -> None:
@@ -193,60 +153,3 @@ def one_round(stack: Stack, run: str) -> str:
     assert done.returncode == 0, done.stdout + done.stderr + stack.logs()
     assert words(stack, run, "east") == ["ok"] == words(stack, run, "west")
     return words(stack, run, "north")[0]
-
-
-def test_a_full_disk_refuses_uncharged_and_says_what_it_is(stack: Stack) -> None:
-    fill = "f=open('/hospital/state/filler','wb')\ntry:\n while f.write(bytes(1<<16)): f.flush()\n"
-    stack.inside("north-superexec", fill + "except OSError: pass\n")
-    assert one_round(stack, "full") != "ok"
-    code, output = said(stack, "north", "check", "--part", "state", "--json")
-    found = {one["id"]: one["level"] for one in json.loads(output)["checks"]}
-    assert code == 1 and "problem" in (found["disk"], found["state"]), output
-    stack.inside("north-superexec", "import os; os.remove('/hospital/state/filler')")
-    assert one_round(stack, "full-after") == "ok"
-    require_whole_books(stack, "north")
-
-
-def test_a_clock_ten_minutes_off_is_named(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "Dockerfile").write_text(FAKETIME)
-    tag = f"{stack.project}-clock"
-    subprocess.run(["docker", "build", "-q", "-t", tag, str(tmp_path)], check=True, timeout=300)
-    monkeypatch.setenv("NORTH_SUPERNODE", tag)
-    try:
-        recreate(stack)
-        assert one_round(stack, "late-clock") == "absent"
-        _, output = said(
-            stack, "north", "check", "--part", "connection", "--json", part="supernode"
-        )
-        (clock,) = [one for one in json.loads(output)["checks"] if one["id"] == "clock"]
-        assert clock["level"] == "problem", clock
-    finally:
-        monkeypatch.delenv("NORTH_SUPERNODE")
-        recreate(stack)
-        stack.engine.images.remove(tag, force=True)
-    assert stack.until(lambda: stack.healthy("north-supernode"), seconds=120)
-    assert one_round(stack, "right-clock") == "ok"
-
-
-def recreate(stack: Stack) -> None:
-    done = stack.compose("up", "--detach", "--no-deps", "--force-recreate", "north-supernode")
-    assert done.returncode == 0, done.stderr
-
-
-def test_who_was_removed_does_not_come_back(stack: Stack) -> None:
-    """Last, as a key that was put out is never taken again."""
-    done = stack.coordinator("remove", "north")
-    assert done.returncode == 0, done.stdout + done.stderr
-    stack.container("north-supernode").restart()
-    assert stack.until(lambda: not stack.healthy("north-supernode"), seconds=120)
-    run = stack.coordinator("run", *PRIVATE, "rounds=1", "run=without")
-    assert run.returncode == 0, run.stdout + run.stderr + stack.logs()
-    assert "north" not in rounds(stack, "without")[0]["hospitals"]
-    back = stack.coordinator("admit", "north.identity.json", "--fingerprint", "0 0 0 0")
-    assert back.returncode != 0 and "north" not in hospitals(stack)
-
-
-def hospitals(stack: Stack) -> list[str]:
-    return sorted(json.loads(stack.coordinator("hospitals", "--json").stdout)["hospitals"])
