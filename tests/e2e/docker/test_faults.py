@@ -25,7 +25,7 @@ pytestmark = pytest.mark.docker
 PRIVATE = (
     *TINY, "model.norm=group", "privacy=patient_dp", "privacy.noise_multiplier=4.0",
     "privacy.epsilon=null", "privacy.sampling_rate=0.5", "participation.least=2",
-    "participation.deadline=40",
+    "participation.deadline=120",  # the first round reads images, and the machine may be busy
 )  # fmt: skip
 
 
