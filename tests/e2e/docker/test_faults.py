@@ -51,9 +51,9 @@ def stack(images: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory)
         yield made
 
 
-def said(stack: Stack, name: str, *command: str, part: str = "superexec") -> tuple[int, str]:
-    """The `hospital` command in one of a hospital's containers: its exit status and what it said."""
-    code, output = stack.container(f"{name}-{part}").exec_run(["hospital", *command])
+def said(stack: Stack, name: str, *command: str) -> tuple[int, str]:
+    """The `hospital` command beside a hospital's images: its exit status and what it said."""
+    code, output = stack.container(f"{name}-superexec").exec_run(["hospital", *command])
     return code, output.decode(errors="replace")
 
 
