@@ -18,7 +18,10 @@ from server_app.state import RunFolder, now
 
 _LOOK = 0.5  # seconds between two looks at a run's folder
 _ASK = 5.0  # seconds between two questions to the SuperLink
+_LAST_WORD = 10.0  # seconds that a ServerApp may take to go when its run is stopped
 _SILENCE = 120.0  # seconds that a SuperLink may be away, as when it is started again
+
+STOPPED = "stopped by the coordinator"
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def follow(control: Control, launched: Launched, show: Callable[[RunFolder], Non
         alive = folder.is_conducted()
         state = folder.status()["state"]  # after the look at the process: its last word
         if conducted and not alive and state == "running":
-            return _died(folder)
+            return _died(folder, launched.flower_run)
         conducted |= alive
         if state != "running" or time.monotonic() - asked > _ASK:
             asked = time.monotonic()
@@ -134,18 +137,30 @@ def stop(control: Control, folder: RunFolder) -> int:
         ConfigError: there is no such run, or it has ended already.
     """
     folder.experiment()
-    flower_run = int(folder.record()["flower_runs"][-1])
-    if control.run(flower_run).finished:
-        raise ConfigError(f"run {folder.name!r} has ended already: {folder.status()['state']}")
-    control.stop_run(flower_run)
+    flower_run = folder.record()["flower_runs"][-1]
+    ended = ConfigError(f"run {folder.name!r} has ended already: {folder.status()['state']}")
+    if control.run(int(flower_run)).finished:
+        raise ended
+    # Before: whoever follows the run may see its process gone before the next line is reached.
+    folder.note_stop(flower_run)
+    try:
+        if not control.stop_run(int(flower_run)):
+            raise ended
+    except BaseException:
+        folder.note_stop(None)
+        raise
+    deadline = time.monotonic() + _LAST_WORD
+    while folder.is_conducted() and time.monotonic() < deadline:
+        time.sleep(0.1)
     status = folder.status()
-    folder.write_status("failed", status["round"], status["rounds"], "stopped by the coordinator")
+    folder.write_status("failed", status["round"], status["rounds"], STOPPED)
     return int(status["round"])
 
 
-def _died(folder: RunFolder) -> RunState:
-    """The ServerApp's process ended without a word, as when it is killed."""
-    status, message = folder.status(), "its process was killed"
+def _died(folder: RunFolder, flower_run: int) -> RunState:
+    """The ServerApp's process ended without a word: a person ended it, or it was killed."""
+    message = STOPPED if folder.was_stopped(str(flower_run)) else "its process was killed"
+    status = folder.status()
     folder.write_status("failed", status["round"], status["rounds"], message)
     return RunState("finished", "failed", message)
 

@@ -168,6 +168,15 @@ class RunFolder:
             "a run's status", extra=journal.told(f"run_{state}", run=self.name, round=round_)
         )
 
+    def note_stop(self, flower_run: str | None) -> None:
+        """Which of Flower's runs a person is ending; None: the stop did not go through."""
+        write_atomically(self.path / "stop.json", json.dumps({"flower_run": flower_run}).encode())
+
+    def was_stopped(self, flower_run: str) -> bool:
+        """Whether a person ended this one of Flower's runs, so that its process did not just die."""
+        path = self.path / "stop.json"
+        return path.exists() and json.loads(path.read_text())["flower_run"] == flower_run
+
     @contextmanager
     def conducting(self) -> Iterator[None]:
         """Hold the run for this process.

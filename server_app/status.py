@@ -19,10 +19,10 @@ from rich.table import Table
 
 from server_app.control import Control, Unreachable
 from server_app.home import Home
+from server_app.launch import STOPPED
 from server_app.state import RunFolder
 
 WARN_BEFORE = timedelta(days=30)
-_STOPPED = "stopped by the coordinator"  # as `launch.stop` notes it: a person knows
 _SETTLES = 120.0  # seconds after which a run that nobody conducts has broken off
 
 
@@ -197,7 +197,7 @@ def _run(path: Path) -> Run:
     state, message = status["state"], status["message"] or ""
     if state == "running" and not folder.is_conducted():
         state = "waiting"
-    if state == "failed" and message == _STOPPED:
+    if state == "failed" and message == STOPPED:
         state = "stopped"
     return Run(
         path.name,
