@@ -56,6 +56,7 @@ class Reason(StrEnum):
     BAD_SITE = "bad_site"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
     INTERNAL_ERROR = "internal_error"
     # found by the coordinator
     ABSENT = "absent"

@@ -137,6 +137,10 @@ REASONS = {
         "out of memory",
         "The hospital's machine ran out of memory; a smaller batch or patch would help.",
     ),
+    "disk_full": (
+        "disk full",
+        "The hospital's disk has no room left; it can take no part until there is.",
+    ),
     "internal_error": (
         "internal error",
         "Something unexpected went wrong at the hospital; its own log tells what.",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -185,19 +188,43 @@ def test_a_site_file_that_cannot_be_read_is_a_code_too(
     assert last(app.serve(RecordDict(), {})) is Reason.BAD_SITE
 
 
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, Reason.DISK_FULL),
+        (errno.EDQUOT, Reason.DISK_FULL),
+        (errno.EIO, Reason.INTERNAL_ERROR),
+    ],
+)
 def test_a_journal_that_cannot_be_written_is_a_code_too(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, number: int, reason: Reason
 ) -> None:
-    """A full disk: its error names a path, and arises where errors are handled."""
+    """Its error names a path, and arises where errors are handled."""
 
     def full(*_: Any, **__: Any) -> Any:
-        raise OSError(28, "No space left on device", f"/state/{CANARY}/audit.jsonl")
+        raise OSError(number, os.strerror(number), f"/state/{CANARY}/audit.jsonl")
 
     monkeypatch.setattr(app, "read_site", lambda _: site)
     monkeypatch.setenv("CONSILIUM_SITE", "site.yaml")
     monkeypatch.setattr("client_app.audit.Audit.append", full)
     monkeypatch.setattr(app, "_log", full)
-    assert last(app.serve(RecordDict(), {})) is Reason.INTERNAL_ERROR
+    assert last(app.serve(RecordDict(), {})) is reason
+
+
+def test_a_full_disk_is_told_from_whatever_came_of_it(site: Site, tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "ledger.sqlite")
+    database.execute("PRAGMA max_page_count = 2")
+    database.execute("CREATE TABLE charges (row BLOB)")
+
+    def charge(*_: Any, **__: Any) -> Any:
+        try:
+            database.execute("INSERT INTO charges VALUES (?)", (bytes(1 << 16),))
+        except sqlite3.Error as fault:
+            raise RuntimeError("the ledger cannot be written") from fault
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "_train_and_evaluate", charge)
+        assert read(ask(site, content()), content()).refused is Reason.DISK_FULL
 
 
 def test_a_device_that_is_not_there_is_the_sites_fault(site: Site) -> None:
