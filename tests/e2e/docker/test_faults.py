@@ -1,4 +1,4 @@
-"""Containers that are killed or cut off in the middle of private rounds.
+"""Containers that are killed, cut off, out of disk, out of time or put out, around private rounds.
 
 A federation of its own, whose hospitals keep budgets: whatever breaks, the run completes with those that
 remain or is resumed, who is missing stands there with a reason, and no ledger counts too little.
@@ -12,13 +12,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 import docker
-from tests.e2e.docker.stack import HOSPITALS, ROOT, TINY, Stack, demo
+from tests.e2e.docker.stack import HOSPITALS, ROOT, TINY, VERSION, Stack, demo
 
 pytestmark = pytest.mark.docker
 
@@ -29,11 +30,42 @@ PRIVATE = (
 )  # fmt: skip
 
 
+KIT = {
+    "type": "volume", "source": "coordinator", "target": "/hospital/kit", "read_only": True,
+    "volume": {"subpath": "hospitals/north"},
+}  # fmt: skip
+USER = 10001  # as whom the containers run
+DISK = 64 * 1024**2  # bytes
+CLOCK = f"""
+FROM debian:bookworm-slim AS clock
+RUN apt-get update && apt-get install --yes --no-install-recommends libfaketime
+RUN cp /usr/lib/*/faketime/libfaketime.so.1 /libfaketime.so.1
+FROM consilium-hospital:{VERSION}
+COPY --from=clock /libfaketime.so.1 /opt/libfaketime.so.1
+ENV LD_PRELOAD=/opt/libfaketime.so.1 FAKETIME=-600s DONT_FAKE_MONOTONIC=1
+"""
+
+
+class Instead(list[Any]):
+    """A list in place of another Compose file's, not after it."""
+
+
+class Dumper(yaml.SafeDumper):
+    pass
+
+
+Dumper.add_representer(Instead, lambda made, held: made.represent_sequence("!override", held))
+
+
 @pytest.fixture(scope="module")
 def stack(images: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Hospitals that keep a budget."""
+    """Hospitals that keep a budget; the north one has its state on a disk that can be full."""
     place = tmp_path_factory.mktemp("faults")
     place.chmod(0o755)
+    disk = place / "disk"
+    disk.mkdir()
+    size = f"size={DISK},mode=0700,uid={USER},gid={USER}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], check=True)
     services: dict[str, Any] = {}
     for name in HOSPITALS:
         site = yaml.safe_load((ROOT / f"docker/demo/{name}/site.yaml").read_text())
@@ -41,20 +73,40 @@ def stack(images: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory)
         file = place / f"{name}.yaml"
         file.write_text(yaml.safe_dump(site))
         file.chmod(0o644)
-        mounts = {"volumes": [f"{file}:/hospital/site.yaml:ro"]}
-        services |= {f"{name}-{part}": mounts for part in ("prepare", "supernode", "superexec")}
+        mounts = [f"{file}:/hospital/site.yaml:ro"]
+        parts = ("prepare", "supernode", "superexec")
+        services |= {f"{name}-{part}": {"volumes": mounts} for part in parts}
+    north = services["north-superexec"]["volumes"]
+    for part in ("prepare", "superexec"):
+        services[f"north-{part}"] = {"volumes": [*north, f"{disk}:/hospital/state"]}
+    services["north-supernode"] = {
+        "image": f"${{NORTH_SUPERNODE:-consilium-hospital:{VERSION}}}",
+        "environment": {"CONSILIUM_NODE_KEY": "/disk/identity/node.key"},
+        "volumes": Instead([*north, f"{disk}:/disk:ro", KIT, "north-link:/run/link"]),
+    }
     override = place / "override.yaml"
-    override.write_text(json.dumps({"services": services}))
-    with demo(images, override=override) as made:
-        for name in HOSPITALS:
-            assert said(made, name, "ledger", "create")[0] == 0
-        yield made
+    override.write_text(yaml.dump({"services": services}, Dumper=Dumper))
+    try:
+        with demo(images, override=override) as made:
+            for name in HOSPITALS:
+                assert said(made, name, "ledger", "create")[0] == 0
+            yield made
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def said(stack: Stack, name: str, *command: str) -> tuple[int, str]:
     """The `hospital` command beside a hospital's images: its exit status and what it said."""
-    code, output = stack.container(f"{name}-superexec").exec_run(["hospital", *command])
-    return code, output.decode(errors="replace")
+    code, (out, err) = stack.container(f"{name}-superexec").exec_run(
+        ["hospital", *command], demux=True
+    )
+    return code, ((out or b"") + (err or b"")).decode(errors="replace")
+
+
+def levels(output: str) -> dict[str, tuple[str, str]]:
+    """Of what `hospital check --json` said: how each check ended, and its words."""
+    told, _ = json.JSONDecoder().raw_decode(output)
+    return {one["id"]: (one["level"], one["text"]) for one in told["checks"]}
 
 
 def rounds(stack: Stack, run: str) -> list[dict[str, Any]]:
@@ -153,3 +205,102 @@ def one_round(stack: Stack, run: str) -> str:
     assert done.returncode == 0, done.stdout + done.stderr + stack.logs()
     assert words(stack, run, "east") == ["ok"] == words(stack, run, "west")
     return words(stack, run, "north")[0]
+
+
+def test_a_full_disk_is_named_and_nothing_is_charged_for_it(stack: Stack) -> None:
+    before = shown(stack, "north")
+    code, output = said(stack, "north", "check", "--part", "state", "--json")
+    assert levels(output)["ledger"][0] == "ok", output
+    filled = stack.inside("north-superexec", FILL)
+    assert filled[0] == 0, filled
+    assert one_round(stack, "full") == "disk_full"
+    code, output = said(stack, "north", "check", "--part", "state", "--json")
+    assert code == 1
+    assert levels(output)["disk"] == ("problem", levels(output)["disk"][1]), output
+    assert levels(output)["disk"][1].startswith("0.0 GB free"), output
+    assert levels(output)["ledger"][0] == "problem", output
+    assert stack.inside("north-superexec", EMPTY)[0] == 0
+    assert shown(stack, "north") == before
+    assert one_round(stack, "full-after") == "ok"
+    assert shown(stack, "north")["charges"] == before["charges"] + 1
+    require_whole_books(stack, "north")
+
+
+FILL = """
+file = open("/hospital/state/filler", "wb", buffering=0)
+try:
+    while file.write(bytes(4096)):
+        pass
+except OSError as error:
+    assert error.errno == 28, error
+else:
+    raise AssertionError
+"""
+EMPTY = "import os; os.remove('/hospital/state/filler')"
+
+
+def shown(stack: Stack, name: str) -> dict[str, Any]:
+    """What `hospital ledger show` tells."""
+    code, output = said(stack, name, "ledger", "show", "--json")
+    assert code == 0, output
+    content: dict[str, Any] = json.loads(output)
+    return content
+
+
+def test_a_clock_ten_minutes_off_is_named(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Dockerfile").write_text(CLOCK)
+    tag = f"{stack.project}-clock"
+    subprocess.run(["docker", "build", "-q", "-t", tag, str(tmp_path)], check=True, timeout=300)
+    before = shown(stack, "north")
+    monkeypatch.setenv("NORTH_SUPERNODE", tag)
+    try:
+        recreate(stack)
+        assert one_round(stack, "late-clock") == "absent"
+        for shift, words_ in (("-600s", "behind"), ("+600s", "ahead of")):
+            found = stack.compose(
+                "run", "--rm", "-T", "--no-deps", "-e", f"FAKETIME={shift}", "north-supernode",
+                "check", "--part", "connection", "--json",
+            )  # fmt: skip
+            level, text = levels(found.stdout)["clock"]
+            assert level == "problem" and f"{words_} the coordinator" in text, (level, text)
+    finally:
+        monkeypatch.delenv("NORTH_SUPERNODE")
+        recreate(stack)
+        stack.engine.images.remove(tag, force=True)
+    assert shown(stack, "north") == before
+    assert stack.until(lambda: stack.healthy("north-supernode"), seconds=120)
+    assert one_round(stack, "right-clock") == "ok"
+    require_whole_books(stack, "north")
+
+
+def recreate(stack: Stack) -> None:
+    done = stack.compose("up", "--detach", "--no-deps", "--force-recreate", "north-supernode")
+    assert done.returncode == 0, done.stderr
+
+
+def test_who_was_removed_does_not_come_back(stack: Stack) -> None:
+    """Last, as keys that were put out are never taken again."""
+    fingerprint = members(stack)["north"]
+    done = stack.coordinator("remove", "north")
+    assert done.returncode == 0, done.stdout + done.stderr
+    recreate(stack)
+    run = stack.coordinator("run", *PRIVATE, "rounds=1", "run=without")
+    assert run.returncode == 0, run.stdout + run.stderr + stack.logs()
+    (row,) = rounds(stack, "without")
+    assert {name: one["status"] for name, one in row["hospitals"].items()} == {
+        "east": "ok", "west": "ok",
+    }  # fmt: skip
+    assert not stack.healthy("north-supernode")
+    again = stack.coordinator("admit", "north.identity.json", "--fingerprint", fingerprint)
+    assert again.returncode == 1 and "never used again" in again.stderr, again.stderr
+    assert members(stack).keys() == {"east", "west"}
+
+
+def members(stack: Stack) -> dict[str, str]:
+    """Who is on the roster, with fingerprints."""
+    done = stack.coordinator("hospitals", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["hospitals"]
+    return {name: one["fingerprint"] for name, one in told.items()}
