@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -83,9 +84,9 @@ def state(site: Site) -> Seen:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written to ({error.strerror}): it has to be this user's ({os.getuid()})"
-        ) from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room there" if full else f"it has to be this user's ({os.getuid()})"
+        raise ConfigError(f"{folder} cannot be written to ({error.strerror}): {remedy}") from None
     if mode & 0o022:
         raise ConfigError(
             f"{folder} has mode {mode:04o}: others can write there, and could put keys and a ledger of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -122,6 +123,20 @@ def test_a_state_folder_that_others_can_use(provisioned: Site) -> None:
     for mode, level in ((0o700, Level.OK), (0o750, Level.WARNING), (0o770, Level.PROBLEM)):
         provisioned.state.chmod(mode)
         assert levels(provisioned, "state")["state"] is level
+
+
+def test_a_state_folder_that_cannot_be_written(
+    provisioned: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, remedy in ((errno.ENOSPC, "make room there"), (errno.EROFS, "this user's")):
+
+        def refused(number: int = number, **_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("client_app.checks.machine.tempfile.NamedTemporaryFile", refused)
+        console = Console(file=io.StringIO())
+        found = {one.id: one for one in run_checks(provisioned, None, 0.25, console, ("state",))}
+        assert found["state"].level is Level.PROBLEM and remedy in found["state"].text
 
 
 def test_a_broken_audit_chain_is_a_problem(provisioned: Site) -> None:

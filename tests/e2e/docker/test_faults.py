@@ -6,10 +6,12 @@ remain or is resumed, who is missing stands there with a reason, and no ledger c
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,6 @@ pytestmark = pytest.mark.docker
 PRIVATE = (
     *TINY, "model.norm=group", "privacy=patient_dp", "privacy.noise_multiplier=4.0",
     "privacy.epsilon=null", "privacy.sampling_rate=0.5", "participation.least=2",
-    "participation.deadline=120",  # the first round reads images, and the machine may be busy
 )  # fmt: skip
 
 
@@ -36,6 +37,7 @@ KIT = {
 }  # fmt: skip
 USER = 10001  # as whom the containers run
 DISK = 64 * 1024**2  # bytes
+PATIENT = "participation.deadline=120"  # the first round reads images, and the machine may be busy
 CLOCK = f"""
 FROM debian:bookworm-slim AS clock
 RUN apt-get update && apt-get install --yes --no-install-recommends libfaketime
@@ -167,7 +169,7 @@ def finished(stack: Stack, following: subprocess.Popen[str], run: str) -> None:
 
 def test_each_container_is_killed_in_mid_round(stack: Stack) -> None:
     run, last = "killed", 12
-    following = stack.begin("run", *PRIVATE, f"rounds={last}", f"run={run}")
+    following = stack.begin("run", *PRIVATE, PATIENT, f"rounds={last}", f"run={run}")
     for service in ("north-superexec", "north-supernode", "proxy", "superlink", "superexec"):
         done = len(rounds(stack, run))
         assert done or stack.until(lambda: bool(rounds(stack, run)), seconds=180), stack.logs()
@@ -184,7 +186,7 @@ def test_each_container_is_killed_in_mid_round(stack: Stack) -> None:
 
 def test_a_hospital_is_cut_off_for_90_seconds(stack: Stack) -> None:
     run = "cut"
-    following = stack.begin("run", *PRIVATE, "rounds=6", f"run={run}")
+    following = stack.begin("run", *PRIVATE, "participation.deadline=60", "rounds=6", f"run={run}")
     assert stack.until(lambda: bool(rounds(stack, run)), seconds=180), stack.logs()
     network = stack.engine.networks.get(f"{stack.project}_north-outer")
     network.disconnect(stack.container("north-supernode"))
@@ -201,7 +203,7 @@ def test_a_hospital_is_cut_off_for_90_seconds(stack: Stack) -> None:
 
 def one_round(stack: Stack, run: str) -> str:
     """What becomes of the north hospital in a run of one round, which the others complete."""
-    done = stack.coordinator("run", *PRIVATE, "rounds=1", f"run={run}")
+    done = stack.coordinator("run", *PRIVATE, PATIENT, "rounds=1", f"run={run}")
     assert done.returncode == 0, done.stdout + done.stderr + stack.logs()
     assert words(stack, run, "east") == ["ok"] == words(stack, run, "west")
     return words(stack, run, "north")[0]
@@ -211,15 +213,15 @@ def test_a_full_disk_is_named_and_nothing_is_charged_for_it(stack: Stack) -> Non
     before = shown(stack, "north")
     code, output = said(stack, "north", "check", "--part", "state", "--json")
     assert levels(output)["ledger"][0] == "ok", output
-    filled = stack.inside("north-superexec", FILL)
-    assert filled[0] == 0, filled
-    assert one_round(stack, "full") == "disk_full"
-    code, output = said(stack, "north", "check", "--part", "state", "--json")
-    assert code == 1
-    assert levels(output)["disk"] == ("problem", levels(output)["disk"][1]), output
-    assert levels(output)["disk"][1].startswith("0.0 GB free"), output
-    assert levels(output)["ledger"][0] == "problem", output
-    assert stack.inside("north-superexec", EMPTY)[0] == 0
+    try:
+        filled = stack.inside("north-superexec", FILL)
+        assert filled[0] == 0, filled
+        assert one_round(stack, "full") == "disk_full"
+        code, output = said(stack, "north", "check", "--part", "state", "--json")
+        level, text = levels(output)["state"]
+        assert (code, level) == (1, "problem") and "make room" in text, output
+    finally:
+        assert stack.inside("north-superexec", EMPTY)[0] == 0
     assert shown(stack, "north") == before
     assert one_round(stack, "full-after") == "ok"
     assert shown(stack, "north")["charges"] == before["charges"] + 1
@@ -280,22 +282,46 @@ def recreate(stack: Stack) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_who_was_removed_does_not_come_back(stack: Stack) -> None:
+def test_who_was_removed_does_not_come_back(stack: Stack, tmp_path: Path) -> None:
     """Last, as keys that were put out are never taken again."""
-    fingerprint = members(stack)["north"]
+    fingerprint, kit = members(stack)["north"], tmp_path / "north"
+    chunks, _ = stack.container("superexec").get_archive("/coordinator/hospitals/north")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+        archive.extractall(tmp_path, filter="data")
     done = stack.coordinator("remove", "north")
     assert done.returncode == 0, done.stdout + done.stderr
-    recreate(stack)
-    run = stack.coordinator("run", *PRIVATE, "rounds=1", "run=without")
+    stack.container("north-supernode").remove(force=True)
+    run = stack.coordinator("run", *PRIVATE, PATIENT, "rounds=1", "run=without")
     assert run.returncode == 0, run.stdout + run.stderr + stack.logs()
     (row,) = rounds(stack, "without")
     assert {name: one["status"] for name, one in row["hospitals"].items()} == {
         "east": "ok", "west": "ok",
     }  # fmt: skip
-    assert not stack.healthy("north-supernode")
+    code, output = dialled(stack, kit, "start", "--only", "supernode")
+    assert code != 0 and "Traceback" not in output, output
+    code, output = dialled(stack, kit, "check", "--part", "connection", "--json")
+    level, text = levels(output)["registered"]
+    assert level == "problem" and "removed it" in text, (level, text)
     again = stack.coordinator("admit", "north.identity.json", "--fingerprint", fingerprint)
     assert again.returncode == 1 and "never used again" in again.stderr, again.stderr
     assert members(stack).keys() == {"east", "west"}
+
+
+def dialled(stack: Stack, kit: Path, *command: str) -> tuple[int, str]:
+    """The `hospital` command with the kit, state and network that the north hospital had."""
+    mounts = {one["Destination"]: one for one in stack.container("north-superexec").attrs["Mounts"]}
+    own = {place: mounts[place]["Source"] for place in ("/hospital/site.yaml", "/hospital/state")}
+    container = stack.engine.containers.run(
+        f"consilium-hospital:{VERSION}", list(command), detach=True,
+        network=f"{stack.project}_north-outer", environment={"CONSILIUM_LINK": "/run/link"},
+        volumes=[f"{kit}:/hospital/kit:ro", *(f"{source}:{place}" for place, source in own.items())],
+        tmpfs={"/tmp": "", "/run/link": f"uid={USER},gid={USER},mode=0700"},
+    )  # fmt: skip
+    try:
+        code = container.wait(timeout=120)["StatusCode"]
+        return code, container.logs().decode(errors="replace")
+    finally:
+        container.remove(force=True)
 
 
 def members(stack: Stack) -> dict[str, str]:
