@@ -27,18 +27,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from _results import Quality, Result, read, show, write
 from _skewed import HOSPITALS, SETTINGS, Hospital, Setting
 from torch import nn
 
@@ -82,36 +80,6 @@ STRATEGIES = (
     f"coordinate_median {_ONE_VOTE}",
     f"trimmed_mean {_ONE_VOTE}",
 )
-
-
-@dataclass(frozen=True)
-class Quality:
-    """One evaluation. Each hospital's headline metric, the worst group's, and the widest gap."""
-
-    hospitals: dict[str, float]
-    mean: float
-    worst_group: float | None
-    group: str | None
-    gap: float | None
-
-    @property
-    def worst_hospital(self) -> float:
-        return min(self.hospitals.values())
-
-
-@dataclass(frozen=True)
-class Result:
-    """One training; `course` is the mean by round."""
-
-    key: str
-    setting: str
-    strategy: str
-    seed: int
-    rounds: int
-    quality: Quality
-    course: dict[int, float]
-    bytes_up: float
-    seconds: float
 
 
 @dataclass
@@ -276,7 +244,7 @@ def quality(
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    known = _read(arguments.json)
+    known = read(arguments.json)
     for name in arguments.setting:
         rows: dict[str, list[Result]] = {}
         with tempfile.TemporaryDirectory(prefix="heterogeneity-") as folder:
@@ -294,9 +262,9 @@ def main() -> None:
                         where = Path(folder) / str(seed)
                         prepared = prepared or _prepare(arguments, name, experiment, where)
                         known[key] = _run(key, name, strategy, experiment, prepared, where)
-                        _write(arguments.json, known)
+                        write(arguments.json, known)
                     rows.setdefault(strategy, []).append(known[key])
-        _print(name, rows)
+        show(name, rows, {_SGD: "(sgd)", _ONE_VOTE: "(equal)"})
 
 
 def _prepare(
@@ -360,59 +328,6 @@ def _experiment(arguments: argparse.Namespace, name: str, strategy: str, seed: i
     return compose.experiment(
         [*overrides, f"participation.least={HOSPITALS}", *f"strategy={chosen}".split()]
     )
-
-
-def _read(path: Path | None) -> dict[str, Result]:
-    if path is None or not path.exists():
-        return {}
-    return {row["key"]: _result(row) for row in json.loads(path.read_text())}
-
-
-def _result(row: dict[str, Any]) -> Result:
-    course = {int(number): value for number, value in row["course"].items()}
-    return Result(**{**row, "course": course, "quality": Quality(**row["quality"])})
-
-
-def _write(path: Path | None, known: dict[str, Result]) -> None:
-    if path is not None:
-        path.write_text(json.dumps([asdict(result) for result in known.values()], indent=1))
-
-
-def _print(name: str, rows: dict[str, list[Result]]) -> None:
-    first = next(iter(rows.values()))
-    print(f"\n{name}: {first[0].rounds} rounds, seeds {' '.join(str(r.seed) for r in first)}")
-    print(
-        f"{'strategy':<44}{'mean':>22}{'worst hospital':>22}{'worst group':>22}{'gap':>22}"
-        f"{'rounds':>9}{'MB up':>8}"
-    )
-    pooled = {result.seed: result.quality.mean for result in rows["pooled"]}
-    for strategy, results in rows.items():
-        found = [result.quality for result in results]
-        reached = [
-            min(
-                (n for n, value in r.course.items() if value >= 0.95 * pooled[r.seed]), default=None
-            )
-            for r in results
-        ]
-        rounds = "—" if None in reached else f"{statistics.median(r for r in reached if r):.0f}"
-        print(
-            f"{strategy.replace('training.', ''):<44}"
-            f"{_spread([one.mean for one in found]):>22}"
-            f"{_spread([one.worst_hospital for one in found]):>22}"
-            f"{_spread([one.worst_group for one in found]):>22}"
-            f"{_spread([one.gap for one in found]):>22}"
-            f"{rounds:>9}{statistics.median(r.bytes_up for r in results) / 1e6:>8.1f}",
-            flush=True,
-        )
-
-
-def _spread(values: Sequence[float | None]) -> str:
-    """Median (least to largest)."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "—"
-    middle = f"{statistics.median(known):.3f}"
-    return middle if len(known) == 1 else f"{middle} ({min(known):.3f} to {max(known):.3f})"
 
 
 def _arguments() -> argparse.Namespace:
