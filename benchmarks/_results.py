@@ -65,6 +65,9 @@ def write(path: Path | None, known: dict[str, Result]) -> None:
 def show(setting: str, rows: Mapping[str, Sequence[Result]], short: Mapping[str, str]) -> None:
     """Medians over seeds, with the least and the largest after them.
 
+    What follows × is the median of ratios of one seed: of the worst hospital to pooled training's worst,
+    of the gap to that of the strategy called fedavg.
+
     Args:
         rows: by strategy; the one of pooled training is there.
         short: for overrides in strategies' names, what to print in their place.
@@ -75,10 +78,11 @@ def show(setting: str, rows: Mapping[str, Sequence[Result]], short: Mapping[str,
     )
     print("| strategy | mean | worst hospital | worst group | gap | rounds | MB up |")
     print("|---|---|---|---|---|---|---|")
-    pooled = {result.seed: result.quality.mean for result in rows["pooled"]}
+    pooled = {result.seed: result.quality for result in rows["pooled"]}
+    averaged = {result.seed: result.quality for result in rows.get("fedavg", ())}
     for strategy, results in rows.items():
         found = [result.quality for result in results]
-        reached = [_reached(result, 0.95 * pooled[result.seed]) for result in results]
+        reached = [_reached(result, 0.95 * pooled[result.seed].mean) for result in results]
         rounds = [number for number in reached if number is not None]
         name = strategy
         for overrides, word in short.items():
@@ -86,9 +90,13 @@ def show(setting: str, rows: Mapping[str, Sequence[Result]], short: Mapping[str,
         cells = [
             f"`{name}`",
             _spread([one.mean for one in found]),
-            _spread([one.worst_hospital for one in found]),
+            _spread([one.worst_hospital for one in found])
+            + _times([(r.quality.worst_hospital, pooled[r.seed].worst_hospital) for r in results]),
             _spread([one.worst_group for one in found]),
-            _spread([one.gap for one in found]),
+            _spread([one.gap for one in found])
+            + _times(
+                [(r.quality.gap, averaged[r.seed].gap) for r in results if r.seed in averaged]
+            ),
             f"{statistics.median(rounds):g}" if len(rounds) == len(reached) else "—",
             f"{statistics.median(result.bytes_up for result in results) / 1e6:.1f}",
         ]
@@ -98,6 +106,12 @@ def show(setting: str, rows: Mapping[str, Sequence[Result]], short: Mapping[str,
 def _reached(result: Result, level: float) -> int | None:
     """The first round whose mean is at least this."""
     return min((number for number, mean in result.course.items() if mean >= level), default=None)
+
+
+def _times(pairs: Sequence[tuple[float | None, float | None]]) -> str:
+    """The median of their ratios."""
+    ratios = [one / other for one, other in pairs if one is not None and other]
+    return f" ×{statistics.median(ratios):.2f}" if ratios else ""
 
 
 def _spread(values: Sequence[float | None]) -> str:
