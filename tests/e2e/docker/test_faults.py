@@ -302,7 +302,7 @@ def test_who_was_removed_does_not_come_back(stack: Stack, tmp_path: Path) -> Non
     assert code != 0 and "Traceback" not in output, output
     code, output = dialled(stack, kit, "check", "--part", "connection", "--json")
     level, text = levels(output)["registered"]
-    assert level == "problem" and "removed it" in text, (level, text)
+    assert level == "problem" and "removed it" in text, output
     again = stack.coordinator("admit", "north.identity.json", "--fingerprint", fingerprint)
     assert again.returncode == 1 and "never used again" in again.stderr, again.stderr
     assert members(stack).keys() == {"east", "west"}
