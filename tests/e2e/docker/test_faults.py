@@ -14,11 +14,13 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from docker.models.containers import Container
 
 import docker
 from tests.e2e.docker.stack import HOSPITALS, ROOT, TINY, VERSION, Stack, demo
@@ -289,26 +291,32 @@ def test_who_was_removed_does_not_come_back(stack: Stack, tmp_path: Path) -> Non
     chunks, _ = stack.container("superexec").get_archive("/coordinator/hospitals/north")
     with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
         archive.extractall(tmp_path, filter="data")
+    for path in (kit, *kit.rglob("*")):
+        os.chown(path, USER, USER)
     done = stack.coordinator("remove", "north")
     assert done.returncode == 0, done.stdout + done.stderr
     stack.container("north-supernode").remove(force=True)
-    run = stack.coordinator("run", *PRIVATE, PATIENT, "rounds=1", "run=without")
-    assert run.returncode == 0, run.stdout + run.stderr + stack.logs()
-    (row,) = rounds(stack, "without")
-    assert {name: one["status"] for name, one in row["hospitals"].items()} == {
-        "east": "ok", "west": "ok",
-    }  # fmt: skip
-    code, output = dialled(stack, kit, "start", "--only", "supernode")
-    assert code != 0 and "Traceback" not in output, output
-    code, output = dialled(stack, kit, "check", "--part", "connection", "--json")
-    level, text = levels(output)["registered"]
-    assert level == "problem" and "removed it" in text, output
+    with dialling(stack, kit, "start", "--only", "supernode") as trying:
+        run = stack.coordinator("run", *PRIVATE, PATIENT, "rounds=1", "run=without")
+        assert run.returncode == 0, run.stdout + run.stderr + stack.logs()
+        (row,) = rounds(stack, "without")
+        assert {name: one["status"] for name, one in row["hospitals"].items()} == {
+            "east": "ok", "west": "ok",
+        }  # fmt: skip
+        with dialling(stack, kit, "check", "--part", "connection", "--json") as check:
+            assert check.wait(timeout=120)["StatusCode"] == 1
+            output = check.logs(stderr=False).decode()
+        level, text = levels(output)["registered"]
+        assert level == "problem" and "removed it" in text, output
+        trying.reload()
+        assert trying.attrs["State"]["Health"]["Status"] != "healthy", trying.logs()
     again = stack.coordinator("admit", "north.identity.json", "--fingerprint", fingerprint)
     assert again.returncode == 1 and "never used again" in again.stderr, again.stderr
     assert members(stack).keys() == {"east", "west"}
 
 
-def dialled(stack: Stack, kit: Path, *command: str) -> tuple[int, str]:
+@contextmanager
+def dialling(stack: Stack, kit: Path, *command: str) -> Iterator[Container]:
     """The `hospital` command with the kit, state and network that the north hospital had."""
     mounts = {one["Destination"]: one for one in stack.container("north-superexec").attrs["Mounts"]}
     own = {place: mounts[place]["Source"] for place in ("/hospital/site.yaml", "/hospital/state")}
@@ -319,9 +327,7 @@ def dialled(stack: Stack, kit: Path, *command: str) -> tuple[int, str]:
         tmpfs={"/tmp": "", "/run/link": f"uid={USER},gid={USER},mode=0700"},
     )  # fmt: skip
     try:
-        code = container.wait(timeout=120)["StatusCode"]
-        output = container.logs(stderr=False) + container.logs(stdout=False)
-        return code, output.decode(errors="replace")
+        yield container
     finally:
         container.remove(force=True)
 
