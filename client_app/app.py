@@ -6,10 +6,8 @@ whatever goes wrong, with whatever text, becomes a reason code.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sqlite3
 import time
 import warnings
 from contextlib import AbstractContextManager
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app import disk
 from client_app.audit import Audit
 from client_app.outbox import Outbox, SecureSum, last_resort
 from client_app.policy import Refused, allow, require_round, require_trainer
@@ -57,7 +56,7 @@ def serve(records: RecordDict, run_config: dict[str, Any]) -> RecordDict:
         site.state.mkdir(parents=True, exist_ok=True)
         return respond(records, run_config, site)
     except Exception as error:
-        return last_resort(Reason.DISK_FULL if _disk_is_full(error) else Reason.INTERNAL_ERROR)
+        return last_resort(Reason.DISK_FULL if disk.is_full(error) else Reason.INTERNAL_ERROR)
 
 
 def respond(records: RecordDict, run_config: dict[str, Any], site: Site) -> RecordDict:
@@ -143,24 +142,13 @@ def _reason(error: Exception) -> Reason:
 
     from client_app.training.loop import NonFiniteLoss
 
-    if _disk_is_full(error):
+    if disk.is_full(error):
         return Reason.DISK_FULL
     if isinstance(error, NonFiniteLoss):
         return Reason.DIVERGED
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return Reason.OUT_OF_MEMORY
     return Reason.INTERNAL_ERROR
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether this, or what it came of, is that something could not be written for want of room."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if isinstance(error, sqlite3.Error):
-            return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _log(site: Site, error: Exception) -> None:

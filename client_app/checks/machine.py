@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ import torch
 
 from client_app.checks.finding import Level, Seen
 from client_app.code_approval import Installed
+from client_app.disk import is_full
 from client_app.imaging.index import noted
 from client_app.imaging.layouts import open_layout
 from client_app.site import Site
@@ -84,8 +84,8 @@ def state(site: Site) -> Seen:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "make room there" if full else f"it has to be this user's ({os.getuid()})"
+        owner = f"it has to be this user's ({os.getuid()})"
+        remedy = "make room there" if is_full(error) else owner
         raise ConfigError(f"{folder} cannot be written to ({error.strerror}): {remedy}") from None
     if mode & 0o022:
         raise ConfigError(

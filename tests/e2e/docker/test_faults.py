@@ -151,9 +151,9 @@ def require_whole_books(stack: Stack, name: str) -> None:
         assert code == 0, output
     log = stack.read("/hospital/state/audit.jsonl", f"{name}-superexec").decode()
     events = [json.loads(line)["event"] for line in log.splitlines()]
-    shown = json.loads(said(stack, name, "ledger", "show", "--json")[1])
+    charged = shown(stack, name)["charges"]
     charges, answers = events.count("charge"), events.count("answer")
-    assert answers <= shown["charges"] and charges <= shown["charges"], (name, shown)
+    assert answers <= charged and charges <= charged, (name, charged)
 
 
 def finished(stack: Stack, following: subprocess.Popen[str], run: str) -> None:
@@ -263,13 +263,13 @@ def test_a_clock_ten_minutes_off_is_named(
         recreate(stack)
         # nobody waits longer for it than this, and the others have their images ready
         assert one_round(stack, "late-clock", "participation.deadline=45") == "absent"
-        for shift, words_ in (("-600s", "behind"), ("+600s", "ahead of")):
+        for shift, side in (("-600s", "behind"), ("+600s", "ahead of")):
             found = stack.compose(
                 "run", "--rm", "-T", "--no-deps", "-e", f"FAKETIME={shift}", "north-supernode",
                 "check", "--part", "connection", "--json",
             )  # fmt: skip
             level, text = levels(found.stdout)["clock"]
-            assert level == "problem" and f"{words_} the coordinator" in text, (level, text)
+            assert level == "problem" and f"{side} the coordinator" in text, (level, text)
     finally:
         monkeypatch.delenv("NORTH_SUPERNODE")
         recreate(stack)
