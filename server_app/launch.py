@@ -138,14 +138,13 @@ def stop(control: Control, folder: RunFolder) -> int:
     """
     folder.experiment()
     flower_run = folder.record()["flower_runs"][-1]
-    ended = ConfigError(f"run {folder.name!r} has ended already: {folder.status()['state']}")
     if control.run(int(flower_run)).finished:
-        raise ended
+        raise _ended(folder)
     # Before: whoever follows the run may see its process gone before the next line is reached.
     folder.note_stop(flower_run)
     try:
         if not control.stop_run(int(flower_run)):
-            raise ended
+            raise _ended(folder)
     except BaseException:
         folder.note_stop(None)
         raise
@@ -153,8 +152,14 @@ def stop(control: Control, folder: RunFolder) -> int:
     while folder.is_conducted() and time.monotonic() < deadline:
         time.sleep(0.1)
     status = folder.status()
+    if status["state"] == "completed":  # all was done before the stop reached it
+        raise _ended(folder)
     folder.write_status("failed", status["round"], status["rounds"], STOPPED)
     return int(status["round"])
+
+
+def _ended(folder: RunFolder) -> ConfigError:
+    return ConfigError(f"run {folder.name!r} has ended already: {folder.status()['state']}")
 
 
 def _died(folder: RunFolder, flower_run: int) -> RunState:

@@ -72,6 +72,22 @@ def test_a_stop_that_did_not_go_through_leaves_no_note(
     assert died.details == "its process was killed"
 
 
+def test_a_run_that_completes_before_the_stop_reaches_it_is_complete(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink = Superlink(folder)
+
+    def complete(_: int) -> bool:
+        folder.write_status("completed", 5, 5)
+        superlink.process.close()
+        return True
+
+    monkeypatch.setattr(superlink, "stop_run", complete)
+    with pytest.raises(ConfigError, match="has ended already: completed"):
+        stop(cast(Control, superlink), folder)
+    assert folder.status()["state"] == "completed"
+
+
 def test_a_run_that_was_stopped_once_and_resumed_can_die(folder: RunFolder) -> None:
     folder.note_stop("7")
     assert folder.was_stopped("7") and not folder.was_stopped("8")
