@@ -41,6 +41,16 @@ def passphrase(file: Path | None, *, confirm: bool = False) -> str:
         raise ConfigError(f"{file} cannot be read as text; name the passphrase's file") from None
 
 
+def said(error: BaseException) -> str:
+    """What an error says; where the operating system refused a file, also to whom and what to do."""
+    if not isinstance(error, PermissionError) or error.filename is None:
+        return str(error)
+    return (
+        f"user {os.geteuid()} has no leave for {error.filename}; go on as the user that owns it "
+        f"(ls -ld shows whose it and the folders above it are), or give this user leave"
+    )
+
+
 def runs_as(name: str, app: typer.Typer) -> int:
     """Run a command; its exit code. Set CONSILIUM_TRACEBACK=1 to see where an error came from.
 
@@ -56,7 +66,7 @@ def runs_as(name: str, app: typer.Typer) -> int:
         if os.environ.get("CONSILIUM_TRACEBACK"):
             raise
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
-            f"{name}: {error}"
+            f"{name}: {said(error)}"
         )
         return 1
     except KeyboardInterrupt:

@@ -19,7 +19,6 @@ from rich.table import Table
 
 from server_app.control import Control, Unreachable
 from server_app.home import Home
-from server_app.launch import STOPPED
 from server_app.state import RunFolder
 
 WARN_BEFORE = timedelta(days=30)
@@ -197,7 +196,8 @@ def _run(path: Path) -> Run:
     state, message = status["state"], status["message"] or ""
     if state == "running" and not folder.is_conducted():
         state = "waiting"
-    if state == "failed" and message == STOPPED:
+    flower_runs = folder.record().get("flower_runs", [])
+    if state == "failed" and flower_runs and folder.was_stopped(flower_runs[-1]):
         state = "stopped"
     return Run(
         path.name,

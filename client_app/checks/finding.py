@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from client_app.private_file import printable
+from federation.command_line import said
 from federation.schema import ConfigError
 
 # what can be seen from one place and perhaps not from another, as from another container
@@ -80,7 +81,7 @@ def look(check: Check, before: Mapping[str, Finding]) -> Finding:
     try:
         seen = check.look()
     except (ConfigError, OSError, RuntimeError, ValueError) as error:
-        seen = Seen(str(error), Level.PROBLEM)
+        seen = Seen(said(error), Level.PROBLEM)
     return Finding(check.id, check.part, check.title, seen.level, seen.text)
 
 

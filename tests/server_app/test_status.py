@@ -103,7 +103,9 @@ def test_certificates_are_told_of_thirty_days_before(
 
 def run(home: Home, name: str, state: str, started: str, message: str = "") -> Path:
     of = experiment()
-    record = {"run": name, "experiment_sha256": of.sha256(), "started": started}
+    record = {
+        "run": name, "experiment_sha256": of.sha256(), "started": started, "flower_runs": ["7"]
+    }  # fmt: skip
     folder = RunFolder.create(home.runs / name, of, record)
     folder.write_status(state, 1, 3, message)
     return folder.path / "status.json"
@@ -117,4 +119,7 @@ def test_the_newest_run_failed_or_broke_off(home: Home, states: dict[str, str]) 
     os.utime(file, (0, 0))
     assert attention(home) == [("run_broken_off", "second")]
     run(home, "third", "failed", "2026-01-03", "stopped by the coordinator")
+    assert attention(home) == [("run_failed", "third")], "words alone are no stop"
+    RunFolder(home.runs / "third").note_stop("7")
     assert attention(home) == []
+    assert status.look(home).runs[-1].state == "stopped"
