@@ -21,6 +21,20 @@ def test_every_experiment_file_composes(name: str) -> None:
     assert composed.name == name.replace("_", "-") or composed.name == name
 
 
+@pytest.mark.parametrize("strategy", choices("strategy"))
+@pytest.mark.parametrize(
+    "name",
+    [name for name in choices("experiment") if name not in ("private_demo", "leave_one_out")],
+)
+def test_every_ready_experiment_leaves_a_strategy_what_it_needs(name: str, strategy: str) -> None:
+    """Optimiser, weighting and least are the strategy's: an experiment is composed after it."""
+    composed = experiment([f"experiment={name}", f"strategy={strategy}"])
+    own = experiment([f"strategy={strategy}"])
+    assert composed.training.optimizer == own.training.optimizer
+    assert composed.participation.weighting == own.participation.weighting
+    assert composed.participation.least == own.participation.least
+
+
 def test_every_task_and_model_has_a_config_and_the_other_way_round() -> None:
     assert choices("task") == registry.names(tasks)
     assert choices("model") == registry.names(models)
