@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ from client_app.local_part import LocalPart
 from client_app.received import Asked, Received, learning_rate, local_seed
 from client_app.site import Data, Site
 from client_app.training import loop
-from federation import models, strategies, tasks, wire
+from federation import harmonisation, models, strategies, tasks, wire
 from federation.fairness import cases, counts, measures, table
 from federation.fairness.layout import Layout
 from federation.messages import Arrays, Request, Shape, Trained
@@ -249,7 +250,7 @@ def main() -> None:
         rows: dict[str, list[Result]] = {}
         with tempfile.TemporaryDirectory(prefix="heterogeneity-") as folder:
             for seed in arguments.seeds:
-                prepared: list[Hospital] = []
+                prepared: dict[str, list[Hospital]] = {}
                 for strategy in (*ALONE, *arguments.strategies):
                     try:
                         experiment = _experiment(arguments, name, strategy, seed)
@@ -259,9 +260,15 @@ def main() -> None:
                     key = f"{name}/{strategy if strategy in ALONE else ''}/{arguments.patients}/"
                     key += experiment.sha256()
                     if key not in known:
-                        where = Path(folder) / str(seed)
-                        prepared = prepared or _prepare(arguments, name, experiment, where)
-                        known[key] = _run(key, name, strategy, experiment, prepared, where)
+                        images = repr(
+                            (experiment.task, harmonisation.cached(experiment.harmonisation))
+                        )
+                        where = (
+                            Path(folder) / str(seed) / hashlib.sha256(images.encode()).hexdigest()
+                        )
+                        if images not in prepared:
+                            prepared[images] = _prepare(arguments, name, experiment, where)
+                        known[key] = _run(key, name, strategy, experiment, prepared[images], where)
                         write(arguments.json, known)
                     rows.setdefault(strategy, []).append(known[key])
         show(name, rows, {_SGD: "(sgd)", _ONE_VOTE: "(equal)"})
@@ -271,7 +278,7 @@ def _prepare(
     arguments: argparse.Namespace, name: str, experiment: Experiment, folder: Path
 ) -> list[Hospital]:
     task = tasks.of_experiment(experiment)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     made = SETTINGS[name].hospitals(experiment, task, folder, arguments.patients)
     for one in made:
         print(f"{one.name}: {len(one.training)} images, {len(one.held_out)} held out", flush=True)
