@@ -6,9 +6,11 @@ import time
 from functools import partial
 
 from flwr.app import RecordDict
+from torch import nn
 
 from client_app.answers import place
 from client_app.group_counts import Ints, group_counts
+from client_app.held_out_figures import exact_metrics
 from client_app.local_part import LocalPart
 from client_app.outbox import Outbox, SecureSum
 from client_app.patients import Patients, find_patients
@@ -27,6 +29,7 @@ from client_app.training.device import feeding_processes
 from federation import strategies
 from federation.fairness.layout import Layout
 from federation.messages import Evaluated, Trained
+from federation.tasks import Prediction
 
 
 def serve_plain(asked: Asked, outbox: Outbox, secure: SecureSum | None = None) -> RecordDict:
@@ -76,36 +79,37 @@ def _work(
     part = LocalPart.of(asked, received)
     evaluated = counts = trained = None
     if request.evaluate:
-        evaluated, counts = _evaluate(asked, received, patients, layout)
-    if evaluated is not None:
-        measure = partial(
-            loop.evaluate,
-            task=received.task,
-            cases=patients.held_out.cases,
-            items=patients.held_out,
-            device=received.device,
-        )
-        evaluated = part.with_personal(evaluated, measure)
+        evaluated, counts = _evaluate(asked, received, patients, part, layout)
     if request.train:
         trained = _train(asked, received, patients, part)
     return evaluated, counts, trained
 
 
 def _evaluate(
-    asked: Asked, received: Received, patients: Patients, layout: Layout | None
+    asked: Asked,
+    received: Received,
+    patients: Patients,
+    part: LocalPart,
+    layout: Layout | None,
 ) -> tuple[Evaluated | None, Ints | None]:
     """The received model on the held-out patients, and counts by group; None of too few of them."""
     held_out, smallest = patients.held_out, asked.site.policy.smallest_group
     if patients.cohort.held_out_patients < max(smallest, 1):
         return None, None
-    task, cases = received.task, held_out.cases
-    answers = loop.predictions(received.network, task, cases, held_out, device=received.device)
-    metrics = loop.metrics_of(answers, task)
-    evaluated = Evaluated(metrics, len(held_out), patients.cohort.held_out_patients)
+    task, cases, state = received.task, held_out.cases, asked.site.state
+
+    def answers(network: nn.Module) -> list[Prediction]:
+        return loop.predictions(network, task, cases, held_out, device=received.device)
+
+    given = answers(received.network)
+    metrics = exact_metrics(given, task, smallest)
+    evaluated = part.with_personal(
+        Evaluated(metrics, len(held_out), patients.cohort.held_out_patients),
+        lambda personal: exact_metrics(answers(personal), task, smallest),
+    )
     if layout is None:
         return evaluated, None
-    state = asked.site.state
-    return evaluated, group_counts(answers, cases, task, layout, state=state, smallest=smallest)
+    return evaluated, group_counts(given, cases, task, layout, state=state, smallest=smallest)
 
 
 def _train(asked: Asked, received: Received, patients: Patients, part: LocalPart) -> Trained:

@@ -189,6 +189,7 @@ def _hospital(
         data = {"data": dealt.data.model_dump(mode="json", exclude_defaults=True)}
     site = yaml.safe_load((ROOT / f"configs/site/{task}.yaml").read_text())
     site |= {"hospital": name, "threads": 1, **data}
+    site["policy"]["smallest_group"] = 1  # of phantoms and public images nothing need be withheld
     if experiment.privacy is not None:
         site["privacy"] = _promise(experiment, count)
         if experiment.privacy.metrics == "public":

@@ -172,6 +172,20 @@ def test_groups_below_the_smallest_do_not_leave(
     assert (three.sites["east"].state / "counted").is_dir()
 
 
+def test_metrics_of_a_class_with_few_patients_do_not_leave(
+    three: Hospitals, answers: list[Prediction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(code="any", least_patients=1, smallest_group=9)
+    site = three.sites["east"].model_copy(update={"policy": policy})
+    monkeypatch.setitem(three.sites, "east", site)
+    told = {
+        name: row["metrics"].keys()
+        for name, row in evaluated(three, of(), "rare")["hospitals"].items()
+    }
+    assert told.pop("east") == {"loss"}  # of nine patients or more, but not of each class
+    assert told and all(names > {"loss", "sensitivity", "auroc"} for names in told.values())
+
+
 def test_fairness_none_asks_for_nothing(three: Hospitals, answers: list[Prediction]) -> None:
     row = evaluated(three, content(evaluation={"held_out": 0.5}), "without")
     assert "fairness" not in row
