@@ -4,9 +4,9 @@
 where the patients change from one answer to the next, and they do: images come and go, experiments hold
 out other shares. So a hospital counts in batches.
 
-    counted/KEY.json   the batches of one division of a task's patients, never sent: whose images, and a
-                       digest of their classes and of the words that are told of them
-    counted/KEY.lock   held while it is read and written
+    counted/TASK.json   the division (`client_app.division`) and its batches, never sent: whose images,
+                        and a digest of their classes and of the words that are told of them
+    counted/TASK.lock   held while it is read and written
 
 1. Patients who are in no batch yet become one together as soon as something is left of them alone
    after words are withheld, and as soon as they have every true class that the hospital has. Before that
@@ -14,15 +14,19 @@ out other shares. So a hospital counts in batches.
 2. A batch is counted if all its images are there, with the classes and words that were told of them at
    first, and as a whole not at all otherwise.
 
-So each number that ever leaves of this division is a sum over whole classes of whole batches, each of at
-least `smallest_group` patients of each true class: what `suppression` says of the numbers of one answer
-holds of those of all rounds and runs together.
+3. The first experiment that is counted fixes the words by which the task's patients are divided; what
+   others ask is read off these words. An experiment of other classes, or that counts by another unit,
+   is told of nobody.
 
-It does not hold between divisions (other attributes, words or units of counting: the same patients by
-other words), nor beside `Evaluated`, whose metrics and numbers are of all held-out patients as they are.
-Who deletes the folder has the patients divided anew: so must be done after patients of a batch have gone
-for good, if the others shall be counted again. A damaged file counts nobody, and batches of a smaller
-`smallest_group` than the policy's are counted no more.
+So each number that ever leaves of a task is a sum over whole classes of whole batches, each of at least
+`smallest_group` patients of each true class: what `suppression` says of the numbers of one answer holds
+of those of all rounds, runs and experiments together.
+
+It does not hold between two tasks of the same patients, nor beside `Evaluated`, whose metrics and
+numbers are of all held-out patients as they are at the time. Who deletes the folder has the patients
+divided anew, and gives up what is said here between before and after: so must be done after patients of
+a batch have gone for good, if the others shall be counted again, or for other words. A damaged file
+counts nobody, and batches of a smaller `smallest_group` than the policy's are counted no more.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client_app.division import Division
 from client_app.imaging.image import Case, Image
 from client_app.private_file import write_private
 from client_app.training.feed import Items
@@ -96,36 +101,42 @@ def group_counts(
         (_identity(case.image), prediction)
         for case, prediction in zip(cases, predictions, strict=True)
     ]
-
-    def cases_of(chosen: Sequence[tuple[str, Prediction]]) -> Cases:
-        return of_predictions([prediction for _, prediction in chosen], task, layout)
-
-    path = state / "counted" / f"{_key(task, layout)}.json"
+    path = state / "counted" / f"{task.name}.json"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            batches = _read(path)
-            if batches is None:
+            known = _read(path)
+            if known is None:
                 return count(None, layout)
-            known = {patient for batch in batches for patient in batch.images}
-            coming = [one for one in answers if one[1].patient not in known]
-            left = withhold(cases_of(coming), layout, smallest)
+            division, batches = known
+            if division is None or not batches:
+                division = Division.of(layout, task.classes)
+            if not division.counts(layout, task.classes):
+                return count(None, layout)
+            divided = division.layout(layout)
+
+            def cases_of(chosen: Sequence[tuple[str, Prediction]]) -> Cases:
+                return of_predictions([prediction for _, prediction in chosen], task, divided)
+
+            patients = {patient for batch in batches for patient in batch.images}
+            coming = [one for one in answers if one[1].patient not in patients]
+            left = withhold(cases_of(coming), divided, smallest)
             # who is known to have come would be known to be of the class that all who came are of
             if left is not None and set(left.truth.tolist()) == set(
                 cases_of(answers).truth.tolist()
             ):
-                batches.append(Batch(smallest, left.fingerprint(layout), _images(coming)))
-                _write(path, batches)
+                batches.append(Batch(smallest, left.fingerprint(divided), _images(coming)))
+                _write(path, division, batches)
         finally:  # processes forked meanwhile have the open file too
             fcntl.flock(lock, fcntl.LOCK_UN)
     total = count(None, layout)
     for batch in batches:
         own = [one for one in answers if one[0] in batch.images.get(one[1].patient, ())]
         if batch.smallest >= smallest and _images(own) == batch.images:
-            told = withhold(cases_of(own), layout, batch.smallest)
-            if told is not None and told.fingerprint(layout) == batch.told:
-                total += count(told, layout)
+            left = withhold(cases_of(own), divided, batch.smallest)
+            if left is not None and left.fingerprint(divided) == batch.told:
+                total += count(division.told(left, layout), layout)
     return total
 
 
@@ -194,26 +205,22 @@ def _identity(image: Image) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _key(task: Task, layout: Layout) -> str:
-    """Of a division: which cases there are, and by which words they are told apart."""
-    division = (task.name, task.classes, layout.options.unit, layout.attributes, layout.words)
-    return hashlib.sha256(repr(division).encode()).hexdigest()[:32]
+def _write(path: Path, division: Division, batches: Sequence[Batch]) -> None:
+    content = {"division": asdict(division), "batches": [asdict(batch) for batch in batches]}
+    write_private(path, json.dumps(content).encode())
 
 
-def _write(path: Path, batches: Sequence[Batch]) -> None:
-    write_private(path, json.dumps([asdict(batch) for batch in batches]).encode())
-
-
-def _read(path: Path) -> list[Batch] | None:
-    """None: it is damaged, so who was counted is not known."""
+def _read(path: Path) -> tuple[Division | None, list[Batch]] | None:
+    """None: it is damaged, so who was counted is not known. A division of None: nobody was yet."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return []
+        return None, []
     try:
-        return [
+        found = json.loads(content)
+        return Division.from_json(found["division"]), [
             Batch(int(one["smallest"]), str(one["told"]), dict(one["images"]))
-            for one in json.loads(content)
+            for one in found["batches"]
         ]
     except (ValueError, TypeError, KeyError):
         return None

@@ -33,8 +33,8 @@ but not 2. A score bin is no group: that one of a class's five patients was miss
 patients. Who is held out is not hidden, as no exact count can hide it: that is what patient-level
 privacy is for. And the classes must stand still: where a patient comes or goes between two rounds, or
 another experiment divides the same patients by other words, the difference is of few. So a hospital
-keeps the `Cases.fingerprint` of what it let out, and counts these patients only as long as it is the
-same (`client_app.group_counts`).
+keeps one division for a task, and the `Cases.fingerprint` of what it let out, and counts these patients
+only as long as it is the same (`client_app.division`, `client_app.group_counts`).
 """
 
 from __future__ import annotations

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_app import group_counts
+from client_app.division import Division
 from client_app.group_counts import noisy_group_counts
 from client_app.imaging.header import Kind
 from client_app.imaging.image import Case, Image
 from federation.fairness import counts
-from federation.fairness.cases import of_predictions
+from federation.fairness.cases import Cases, of_predictions
 from federation.fairness.counts import count
 from federation.fairness.layout import WITHHELD
 from federation.tasks import Prediction
@@ -133,16 +134,93 @@ def test_a_damaged_file_and_a_stricter_policy_count_nobody(tmp_path: Path) -> No
         assert file.read_bytes() == content
 
 
-def test_bins_do_not_divide_the_patients_anew_and_attributes_do(tmp_path: Path) -> None:
-    counted(tmp_path, crowd("a"))
+def test_the_first_experiment_divides_the_patients_for_all_others(tmp_path: Path) -> None:
+    everyone = crowd("a")
+    counted(tmp_path, everyone)
     fine = drawn.layout(attributes=("sex", "manufacturer"), score_bins=64, pairs=True)
-    assert total(counted(tmp_path, crowd("a"), layout=fine), fine) == len(crowd("a"))
+    np.testing.assert_array_equal(counted(tmp_path, everyone, layout=fine), exact(everyone, fine))
+    fewer = drawn.layout(attributes=("sex",))
+    np.testing.assert_array_equal(counted(tmp_path, everyone, layout=fewer), exact(everyone, fewer))
+    other = drawn.layout(attributes=("age_band", "sex"))
+    told = counted(tmp_path, everyone, layout=other).reshape(other.shape)
+    by = {group.words: int(told[at, 0].sum()) for at, group in enumerate(other.groups)}
+    assert by[("age_band", WITHHELD),] == by[()] == len(everyone)
+    assert by[("sex", "female"),] == len(everyone) // 2
+    assert not counted(tmp_path, everyone, layout=drawn.layout(unit="patient")).any()
     assert len(list((tmp_path / "counted").glob("*.json"))) == 1
-    counted(tmp_path, crowd("a"), layout=drawn.layout(attributes=("sex",)))
-    assert len(list((tmp_path / "counted").glob("*.json"))) == 2
+
+
+def test_what_two_experiments_tell_apart_is_not_one_woman(tmp_path: Path) -> None:
+    """By sex there are eleven women of a class, by age and sex ten would be told: not one by herself."""
+    ages = {"40-59": {"female": 10, "male": 10}, "80+": {"female": 1, "male": 9}}
+    people = [
+        (
+            case(f"{label}{age}{sex}{number}"),
+            drawn.binary(0.0, label, f"{label}{age}{sex}{number}", sex=sex, age_band=age),
+        )
+        for label, age in itertools.product((0, 1), ages)
+        for sex, many in ages[age].items()
+        for number in range(many)
+    ]
+
+    def women(attributes: tuple[str, ...]) -> list[int]:
+        layout = drawn.layout(attributes=attributes)
+        told = counted(tmp_path, people, layout=layout, smallest=5).reshape(layout.shape)
+        at = [group.words for group in layout.groups].index((("sex", "female"),))
+        return [int(row.sum()) for row in told[at, 0]]
+
+    assert women(("sex",)) == women(("age_band", "sex")) == [11, 11]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "read"),
+    [
+        (
+            {"age_cuts": (40, 80)},
+            {"age_cuts": (40,)},
+            {"0-39": "0-39", "40-79": "40+", "80+": "40+"},
+        ),
+        ({"age_cuts": (40,)}, {"age_cuts": (60,)}, {"0-39": "0-59", "40+": WITHHELD}),
+        ({"age_cuts": (60,)}, {}, {"0-59": WITHHELD, "60+": WITHHELD}),
+    ],
+)
+def test_bands_of_age_are_read_off_where_one_holds_the_other(
+    first: dict[str, Any], then: dict[str, Any], read: dict[str, str]
+) -> None:
+    fixed = drawn.layout(attributes=("age_band",), **first)
+    wanted = drawn.layout(attributes=("age_band",), **then)
+    assert words_read(fixed, wanted) == read | {"unknown": "unknown", WITHHELD: WITHHELD}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "read"),
+    [
+        (("ge", "agfa"), ("ge",), {"ge": "ge", "agfa": "other", "other": "other"}),
+        (("ge",), ("ge", "agfa"), {"ge": "ge", "other": WITHHELD}),
+    ],
+)
+def test_who_may_be_of_a_maker_that_was_not_named_is_withheld(
+    first: tuple[str, ...], then: tuple[str, ...], read: dict[str, str]
+) -> None:
+    fixed = drawn.layout(attributes=("manufacturer",), manufacturers=first)
+    wanted = drawn.layout(attributes=("manufacturer",), manufacturers=then)
+    assert words_read(fixed, wanted) == read | {"unknown": "unknown", WITHHELD: WITHHELD}
+
+
+def words_read(fixed: Any, wanted: Any) -> dict[str, str]:
+    """Each word of a division of one attribute, as an experiment is told it."""
+    words = np.arange(len(fixed.words[0]))[:, None]
+    division = Division.of(fixed, drawn.CHEST.classes)
+    none = np.zeros(len(words), np.int64)
+    told = division.told(Cases(("p",) * len(words), words, none, none[:, None]), wanted)
+    return {
+        word: wanted.words[0][at]
+        for word, at in zip(fixed.words[0], told.words[:, 0].tolist(), strict=True)
+    }
 
 
 PERSON = st.tuples(st.integers(0, 1), st.sampled_from(["female", "male", "unknown"]), st.booleans())
+LAYOUTS = [LAYOUT, drawn.layout(attributes=("manufacturer",)), drawn.layout(attributes=("sex",))]
 
 
 @settings(max_examples=40, deadline=None)
@@ -164,11 +242,12 @@ def test_no_numbers_of_any_rounds_tell_few_apart(
             for number, (label, sex, twice) in enumerate(people)
             if there[number] or number % 3
         }
-        counted(state, [one for own in here.values() for one in own])
+        layout = data.draw(st.sampled_from(LAYOUTS))
+        counted(state, [one for own in here.values() for one in own], layout=layout)
         for number, (label, sex, _) in enumerate(people):
             marked = here | {number: person(f"p{number}", label, sex, score=9.0)}
             images = [one for other in here for one in marked[other]]
-            cells = counted(state, images).reshape(LAYOUT.shape)[..., -2]
+            cells = counted(state, images, layout=layout).reshape(layout.shape)[..., -2]
             shows[number].append((cells > 0).any(axis=2).tobytes() if cells.any() else b"")
     groups: dict[tuple[bytes, ...], list[int]] = {}
     for number, seen in shows.items():
