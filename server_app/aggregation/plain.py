@@ -32,11 +32,13 @@ class Plain:
     Attributes:
         chain: None: updates come as arrays.
         expected: what an answer may hold.
+        parameters: names of the model's trainable arrays.
     """
 
     courier: Courier
     experiment: Experiment
     expected: Expected
+    parameters: frozenset[str]
     chain: Chain | None = None
 
     def gather(self, hospitals: Sequence[str], request: Request, done: Checkpoint) -> Gathered:
@@ -138,7 +140,7 @@ class Plain:
             trained = outcome.answer.trained if outcome.answer else None
             if trained is None:
                 continue
-            if bound is not None and norm(trained.update) > bound:
+            if bound is not None and norm(trained.update, self.parameters) > bound:
                 outcome.reason = Reason.NORM_TOO_LARGE
             untold = any(getattr(trained, figure) is None for figure in strategy.needs)
             if untold or (trained.steps or 0) > self.experiment.training.local_steps:
@@ -180,8 +182,10 @@ def weights_of(updates: Mapping[str, Trained], weighting: str) -> dict[str, floa
     }
 
 
-def norm(arrays: Arrays) -> float:
-    """L2 norm over all arrays."""
-    return math.sqrt(
-        math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays.values())
-    )
+def norm(update: Arrays, parameters: frozenset[str]) -> float:
+    """L2 norm over parameters, as hospitals take it (`client_app.norm_bound`).
+
+    Running statistics are in the units of the images, and a counter grows by the number of steps.
+    """
+    trained = (array for name, array in update.items() if name in parameters)
+    return math.sqrt(math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in trained))
