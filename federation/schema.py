@@ -71,8 +71,8 @@ class Participation(Closed):
     largest_update_norm: float | None = Field(
         default=None,
         gt=0,
-        description="an update with a larger L2 norm leaves the round; under a secure sum its hospital "
-        "shortens it to this",
+        description="an update with a larger L2 norm over parameters leaves the round; under a secure "
+        "sum its hospital shortens it to this",
     )
 
 

@@ -61,11 +61,10 @@ def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) 
     folder.write_status("running", start.round, experiment.rounds)
     log(INFO, "run %s goes on from round %d of %d", folder.name, start.round, experiment.rounds)
     tally = tallies.of_experiment(experiment, task)
-    roster = home.roster()
     descent = aggregation.descent_of(experiment)
     courier = Courier(
         folder,
-        Exchange(grid, roster, experiment.participation, home.suspensions),
+        Exchange(grid, home.roster(), experiment.participation, home.suspensions),
         descent,
         home.lodgings if experiment.privacy is not None else None,
     )
@@ -75,7 +74,8 @@ def _conduct(grid: Grid, home: Home, folder: RunFolder, experiment: Experiment) 
         strategy,
         aggregation.build(experiment, courier, network, task),
         descent,
-        tuple(experiment.participation.hospitals or roster.names()),
+        # As when it was started, whoever came since: what strategies remember may be a mean over these.
+        tuple(folder.record()["hospitals"]),
         frozenset(name for name, _ in network.named_parameters()),
         task.headline,
         tally,

@@ -151,8 +151,10 @@ class Exchange:
     ) -> list[Outcome]:
         """Send each hospital its parcel and wait for what they say.
 
+        One that is not on the roster any more cannot connect, so it is absent at once.
+
         Args:
-            wait: seconds to wait for a hospital of the list that is not connected.
+            wait: seconds to wait for a hospital of the roster that is not connected.
             taken: called with each good answer when it arrives; may raise WireError, which makes it
                 a bad one, and may take the answer's blob away, so that not all are kept.
             enough: with so many good answers the others are waited for `GRACE` seconds more.
@@ -160,11 +162,11 @@ class Exchange:
         Returns:
             An outcome a hospital, in the order of their names.
         """
-        out = {
-            name: Outcome(name, reason=Reason.SUSPENDED)
-            for name, parcel in parcels.items()
-            if name in self.suspended(parcel.request.round)
-        }
+        out: dict[str, Outcome] = {}
+        for name, parcel in parcels.items():
+            round_ = parcel.request.round
+            if name in self.suspended(round_) or name not in self.roster.names():
+                out |= self.unanswered([name], round_)
         asked = {name: parcel for name, parcel in parcels.items() if name not in out}
         held = _Conversation(self, asked, expected, wait, taken, enough).hold()
         return sorted([*held, *out.values()], key=lambda outcome: outcome.hospital)

@@ -36,7 +36,7 @@ def new_name(experiment: str) -> str:
 
 
 def start(home: Home, control: Control, experiment: Experiment, name: str) -> Launched:
-    """Start a new run.
+    """Start a new run, of the hospitals that are on the roster now.
 
     Raises:
         ConfigError: there is such a run, the experiment asks for hospitals nobody knows, or the
@@ -52,6 +52,7 @@ def start(home: Home, control: Control, experiment: Experiment, name: str) -> La
         "started": now(),
         "user": getpass.getuser(),
         "federation": home.federation().name,
+        "hospitals": list(experiment.participation.hospitals or home.roster().names()),
         "flower_runs": [],
         "task": _task_record(experiment),
     }
@@ -60,7 +61,7 @@ def start(home: Home, control: Control, experiment: Experiment, name: str) -> La
 
 
 def resume(home: Home, control: Control, name: str) -> Launched:
-    """Go on with a run from its last committed round.
+    """Go on with a run from its last committed round, with the hospitals that it was started with.
 
     Raises:
         ConfigError: no such run, it is complete, it is still conducted, or the code has changed.

@@ -84,9 +84,10 @@ class Conductor:
                 "round": number,
                 "started": started,
                 "seconds": round(time.monotonic() - began, 3),
-                **({} if gathered.mean is None else {"norm": norm(gathered.mean)}),
+                **({} if gathered.mean is None else {"norm": norm(gathered.mean, self.parameters)}),
                 "hospitals": {
-                    o.hospital: _training_row(o) | self._role(o.hospital) for o in gathered.outcomes
+                    o.hospital: _training_row(o, self.parameters) | self._role(o.hospital)
+                    for o in gathered.outcomes
                 },
                 **_summed_row(gathered),
             }
@@ -247,12 +248,12 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _training_row(outcome: Outcome) -> dict[str, Any]:
+def _training_row(outcome: Outcome, parameters: frozenset[str]) -> dict[str, Any]:
     row = _row(outcome) | {"bytes_down": outcome.bytes_down, "bytes_up": outcome.bytes_up}
     row["answered_after"] = round(outcome.seconds, 3)
     trained = outcome.answer.trained if outcome.answer else None
     if trained is not None:
-        row |= {"patients": trained.patients, "update_norm": norm(trained.update)}
+        row |= {"patients": trained.patients, "update_norm": norm(trained.update, parameters)}
         exact = {"examples": trained.examples, "loss": trained.loss, "seconds": trained.seconds}
         row |= {
             name: round(value, 3) if name == "seconds" else value

@@ -1,6 +1,7 @@
 """A run's folder: what a run must never lose, written so that `kill -9` at any moment loses nothing.
 
-    experiment.json    the canonical experiment; run.json: who ran which code, and when
+    experiment.json    the canonical experiment
+    run.json           who ran which code, when, and the hospitals that are asked to the run's end
     model.safetensors  the global model; its header names the round that made it
     strategy-R.safetensors  what strategy and codec remember after round R (absent where they have none)
     asked.json         of a private run: what was lodged when its newest round was first asked

@@ -269,7 +269,7 @@ def conductor(
         folder,
         content,
         strategies.build(content),
-        Plain(courier, content, expected),
+        Plain(courier, content, expected, frozenset({"w"})),
         descent,
         tuple(content.participation.hospitals or grid.roster().names()),
         frozenset({"w"}),

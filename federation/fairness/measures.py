@@ -42,6 +42,7 @@ class Metric:
         better: which of two values is.
         needs: cases without which it says nothing: of label 1, of label 0, of both, or any.
         share: whether it is a share of the cases that it needs, each counted by itself.
+        answered: whether it leaves out cases without an answer, which it does not need then.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Metric:
     better: Literal["higher", "lower", "neither"]
     needs: Literal["positive", "negative", "both", "any"]
     share: bool = False
+    answered: bool = False
 
 
 def metrics(layout: Layout, threshold: float | None = None) -> tuple[Metric, ...]:
@@ -74,7 +76,7 @@ def metrics(layout: Layout, threshold: float | None = None) -> tuple[Metric, ...
         return lambda histograms: of(histograms, edges, at)
 
     return (
-        Metric("auroc", auroc, "higher", "both"),
+        Metric("auroc", auroc, "higher", "both", answered=True),
         Metric("sensitivity", split(sensitivity), "higher", "positive", True),
         Metric("specificity", split(specificity), "higher", "negative", True),
         Metric("false_positive_rate", split(false_positive_rate), "lower", "negative", True),
@@ -91,7 +93,13 @@ def metrics(layout: Layout, threshold: float | None = None) -> tuple[Metric, ...
             "higher",
             "both",
         ),
-        Metric("calibration_error", partial(calibration_error, edges=edges), "lower", "any"),
+        Metric(
+            "calibration_error",
+            partial(calibration_error, edges=edges),
+            "lower",
+            "any",
+            answered=True,
+        ),
     )
 
 
@@ -101,6 +109,12 @@ def cases(histograms: Floats, layout: Layout) -> Floats:
     if layout.kind == "segmentation":
         counted[layout.bins] = 0
     total: Floats = histograms @ counted
+    return total
+
+
+def answered(histograms: Floats, layout: Layout) -> Floats:
+    """(…, rows), how many of the `cases` have a measure."""
+    total: Floats = histograms[..., : layout.bins].sum(axis=-1)
     return total
 
 

@@ -27,12 +27,14 @@ class Estimate:
     Attributes:
         bound: most that bins may have moved `value`.
         low, high: 95 % interval, wider by the bound; see `intervals`.
+        cases: how many there are of those that it needs; where it needs both labels, of the rarer.
     """
 
     value: float
     bound: float
     low: float
     high: float
+    cases: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class FairnessTable:
     withheld: dict[str, int]
 
     def worst(self, metric: str, channel: str, least: int) -> Row | None:
-        """The known group with the lowest value among those with enough cases (of either label)."""
+        """The known group with the lowest value among those with enough of the cases it needs."""
         able = [
             row
             for row in self.rows
@@ -99,7 +101,7 @@ class FairnessTable:
             and row.group != ALL
             and row.known
             and metric in row.metrics
-            and _smaller_label(row) >= least
+            and row.metrics[metric].cases >= least
         ]
         return min(able, key=lambda row: row.metrics[metric].value, default=None)
 
@@ -114,8 +116,9 @@ def of_counts(
 ) -> FairnessTable:
     """All groups that have cases, and the gaps in each table of groups.
 
-    Gaps are between known groups with at least `least_cases` of each label that a metric needs. With
-    them fairlearn's differences (Bird et al. 2020; method `between_groups`) are
+    Gaps are between known groups with at least `least_cases` of each label that a metric needs (answered
+    ones, where it leaves out the others). With them fairlearn's differences (Bird et al. 2020; method
+    `between_groups`) are
 
     - `demographic_parity_difference`: of `selection_rate`;
     - `equalised_odds_difference`: the larger one of the gaps of `sensitivity` and of
@@ -160,7 +163,7 @@ def of_counts(
 def worst_hospital(
     tables: Mapping[str, FairnessTable], metric: str, channel: str, least: int
 ) -> str | None:
-    """Whose `all` has the lowest value, among hospitals with enough cases of either label."""
+    """Whose `all` has the lowest value, among hospitals with enough of the cases that it needs."""
     overall = {
         hospital: row
         for hospital, table in tables.items()
@@ -168,18 +171,22 @@ def worst_hospital(
         if row.group == ALL
         and row.channel == channel
         and metric in row.metrics
-        and _smaller_label(row) >= least
+        and row.metrics[metric].cases >= least
     }
     return min(overall, key=lambda hospital: overall[hospital].metrics[metric].value, default=None)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A group's metrics, on what was counted and on what might have been."""
+    """A group's metrics, on what was counted and on what might have been.
+
+    Attributes:
+        cases, answered: (rows,); see `measures`.
+    """
 
     group: Group
     cases: Floats
-    unanswered: float
+    answered: Floats
     values: dict[str, tuple[float, float]]
     drawn: dict[str, Floats]
     columns: tuple[Metric, ...]
@@ -187,16 +194,20 @@ class _Found:
     def enough(self, metric: Metric, least: float) -> bool:
         return self._needed(metric) >= least and np.isfinite(self.values[metric.name][0])
 
+    def _entering(self, metric: Metric) -> Floats:
+        return self.answered if metric.answered else self.cases
+
     def _needed(self, metric: Metric) -> float:
+        cases = self._entering(metric)
         match metric.needs:
             case "positive":
-                return float(self.cases[1])
+                return float(cases[1])
             case "negative":
-                return float(self.cases[0])
+                return float(cases[0])
             case "both":
-                return float(self.cases.min())
+                return float(cases.min())
             case "any":
-                return float(self.cases.sum())
+                return float(cases.sum())
 
     def row(self, channel: str, layout: Layout, noisy: bool) -> Row:
         estimates = {}
@@ -208,18 +219,19 @@ class _Found:
             if metric.share and not noisy:
                 interval = intervals.of_share(value, bound, self._needed(metric))
             elif metric.name == "auroc" and not noisy:
-                interval = intervals.of_auroc(value, bound, self.cases[0], self.cases[1])
+                interval = intervals.of_auroc(value, bound, *self._entering(metric))
             else:
                 interval = intervals.of_draws(value, bound, self.drawn[metric.name])
             if interval is not None:
-                estimates[metric.name] = Estimate(value, bound, *interval)
+                needed = round(self._needed(metric))
+                estimates[metric.name] = Estimate(value, bound, *interval, needed)
         return Row(
             group=self.group.name,
             attributes=self.group.attributes,
             channel=channel,
             cases=round(self.cases.sum()),
             positive=round(self.cases[1]) if layout.rows == 2 else None,
-            unanswered=round(self.unanswered),
+            unanswered=round(self.cases.sum() - self.answered.sum()),
             metrics=estimates,
             known=self.group.known,
         )
@@ -233,8 +245,8 @@ def _measured(
         found = metric.of(histogram)
         values[metric.name] = (float(found.value), float(found.bound))
         of_draws[metric.name] = metric.of(drawn).value
-    cases = measures.cases(histogram, layout)
-    return _Found(group, cases, float(histogram[:, -1].sum()), values, of_draws, columns)
+    cases, answered = measures.cases(histogram, layout), measures.answered(histogram, layout)
+    return _Found(group, cases, answered, values, of_draws, columns)
 
 
 def _gaps(
@@ -272,10 +284,6 @@ def _gaps(
             name = EQUALISED_ODDS
             gaps.append(Gap(attributes, channel, name, value, bound, *interval, None, None, groups))
     return gaps
-
-
-def _smaller_label(row: Row) -> int:
-    return row.cases if row.positive is None else min(row.positive, row.cases - row.positive)
 
 
 def _withheld(rows: list[Row], layout: Layout) -> dict[str, int]:

@@ -118,6 +118,7 @@ class Strategy:
         combine: None: it works on the weighted mean of the updates.
         remember: None: its `combine` needs no memory.
         least: fewest updates that `combine` takes.
+        needs: figures of each of them, by their names in `Trained`, without which it takes none.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Strategy:
     combine: Callable[[Updates, Weights, Told], Arrays] | None = None
     remember: Callable[[Weights, Told], Arrays] | None = None
     least: int = 1
+    needs: tuple[str, ...] = ()
     by_turn: bool = False
 
 
@@ -279,6 +281,7 @@ def build(experiment: Experiment) -> Strategy:
         partial(module.combine, chosen),
         partial(module.remember, chosen) if hasattr(module, "remember") else None,
         least,
+        tuple(getattr(module, "NEEDS", ())),
         by_turn,
     )
 

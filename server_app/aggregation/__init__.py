@@ -64,7 +64,8 @@ def build(experiment: Experiment, courier: Courier, network: nn.Module, task: Ta
     if experiment.codec is not None:
         codec = chain.build(experiment.codec, network, seed=experiment.seed)
     if experiment.secure_aggregation is None:
-        return Plain(courier, experiment, expected, codec)
+        parameters = frozenset(name for name, _ in network.named_parameters())
+        return Plain(courier, experiment, expected, parameters, codec)
     summable = require_summable(experiment, codec)
     roster = courier.exchange.roster
     if _at_home(experiment):

@@ -14,7 +14,7 @@ from federation.codec import scales
 from federation.codec.chain import Chain, Scales
 from federation.messages import Arrays, Expected, Reason, Request, Trained
 from federation.schema import Experiment, Training
-from federation.strategies import NotCombined, Told
+from federation.strategies import NotCombined, Strategy, Told
 from server_app import descent
 from server_app.aggregation.gathered import Gathered
 from server_app.courier import Courier
@@ -32,11 +32,13 @@ class Plain:
     Attributes:
         chain: None: updates come as arrays.
         expected: what an answer may hold.
+        parameters: names of the model's trainable arrays.
     """
 
     courier: Courier
     experiment: Experiment
     expected: Expected
+    parameters: frozenset[str]
     chain: Chain | None = None
 
     def gather(self, hospitals: Sequence[str], request: Request, done: Checkpoint) -> Gathered:
@@ -95,10 +97,10 @@ class Plain:
 
     def _mean(self, outcomes: list[Outcome], done: Checkpoint) -> tuple[Arrays | None, Arrays]:
         """Of the updates, and what the strategy remembers if it looks at each of them."""
-        self._leave_out_impossible(outcomes)
+        strategy, participation = strategies.build(self.experiment), self.experiment.participation
+        self._leave_out_impossible(outcomes, strategy)
         trained = {o.hospital: o.answer.trained for o in outcomes if o.is_good and o.answer}
         updates = {name: work for name, work in trained.items() if work is not None}
-        strategy, participation = strategies.build(self.experiment), self.experiment.participation
         if strategy.combine is None:
             return (weighted_mean(updates, participation.weighting) if updates else None), {}
         if len(updates) < participation.least:
@@ -132,15 +134,16 @@ class Plain:
             },
         )
 
-    def _leave_out_impossible(self, outcomes: list[Outcome]) -> None:
+    def _leave_out_impossible(self, outcomes: list[Outcome], strategy: Strategy) -> None:
         bound = self.experiment.participation.largest_update_norm
         for outcome in outcomes:
             trained = outcome.answer.trained if outcome.answer else None
             if trained is None:
                 continue
-            if bound is not None and norm(trained.update) > bound:
+            if bound is not None and norm(trained.update, self.parameters) > bound:
                 outcome.reason = Reason.NORM_TOO_LARGE
-            if (trained.steps or 0) > self.experiment.training.local_steps:
+            untold = any(getattr(trained, figure) is None for figure in strategy.needs)
+            if untold or (trained.steps or 0) > self.experiment.training.local_steps:
                 outcome.reason = Reason.MALFORMED
 
 
@@ -179,8 +182,10 @@ def weights_of(updates: Mapping[str, Trained], weighting: str) -> dict[str, floa
     }
 
 
-def norm(arrays: Arrays) -> float:
-    """L2 norm over all arrays."""
-    return math.sqrt(
-        math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays.values())
-    )
+def norm(update: Arrays, parameters: frozenset[str]) -> float:
+    """L2 norm over parameters, as hospitals take it (`client_app.norm_bound`).
+
+    Running statistics are in the units of the images, and a counter grows by the number of steps.
+    """
+    trained = (array for name, array in update.items() if name in parameters)
+    return math.sqrt(math.fsum(float(np.sum(np.square(a, dtype=np.float64))) for a in trained))

@@ -214,7 +214,7 @@ def note(line: Group, groups: ByGroup, least: int) -> str:
         return "withheld: small groups together"
     if not line.known:
         return "not known"
-    if (line.scarcer or 0) < least:
+    if not line.enough(groups.headline, least):
         return "too few to compare"
     worst = groups.worst
     if worst is not None and (worst.group, worst.channel) == (line.name, line.channel):

@@ -117,7 +117,7 @@ def _dots(
             )  # fmt: skip
             continue
         estimate = row.metrics[metric]
-        compared = row.known and (row.scarcer or 0) >= least
+        compared = row.known and row.enough(metric, least)
         is_worst = worst is not None and (worst.group, worst.channel) == (row.name, row.channel)
         colour = svg.WORST if is_worst else svg.DOWN if compared else svg.MUTED
         if estimate.interval is not None:

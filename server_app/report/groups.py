@@ -33,11 +33,13 @@ class Estimate:
     Attributes:
         bound: most that counting in bins may have moved `value`.
         interval: 95 %, wider by the bound.
+        cases: of those that the metric needs; where it needs both labels, of the rarer.
     """
 
     value: float
     bound: float | None = None
     interval: Interval | None = None
+    cases: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,20 @@ class Group:
         """Whether it is what hospitals put together, because it was of few patients each."""
         return WITHHELD in self.words
 
-    @property
-    def scarcer(self) -> int | None:
-        """Cases of the rarer label; in segmentation all."""
-        if self.cases is None or self.positive is None:
-            return self.cases
-        return min(self.positive, self.cases - self.positive)
+    def enough(self, metric: str | None, least: int) -> bool:
+        """Whether it has so many of the cases that the metric needs.
+
+        Rows of older runs do not tell how many these are: there it is cases of the rarer label, answered
+        or not; in segmentation all.
+        """
+        estimate = self.metrics.get(metric or "")
+        if estimate is None:
+            return False
+        cases = estimate.cases
+        if cases is None and self.cases is not None:
+            positive = self.positive
+            cases = self.cases if positive is None else min(positive, self.cases - positive)
+        return (cases or 0) >= least
 
 
 @dataclass(frozen=True)
@@ -158,10 +168,7 @@ class ByGroup:
             name: row
             for name, at in self.hospitals.items()
             for row in at.rows
-            if row.name == ALL
-            and row.channel == channel
-            and self.headline in row.metrics
-            and (row.scarcer or 0) >= least
+            if row.name == ALL and row.channel == channel and row.enough(self.headline, least)
         }
         metric = self.headline
         return min(found.items(), key=lambda item: item[1].metrics[metric].value, default=None)
@@ -211,8 +218,10 @@ def _group(told: Mapping[str, Any]) -> Group | None:
 
 
 def _estimate(told: Mapping[str, Any]) -> Estimate | None:
-    value = as_number(told.get("value"))
-    return None if value is None else Estimate(value, as_number(told.get("bound")), _interval(told))
+    value, cases = as_number(told.get("value")), as_whole(told.get("cases"))
+    if value is None:
+        return None
+    return Estimate(value, as_number(told.get("bound")), _interval(told), cases)
 
 
 def _interval(told: Mapping[str, Any]) -> Interval | None:

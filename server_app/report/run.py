@@ -56,7 +56,7 @@ class Answer:
         loss: mean training loss; not of a private run.
         seconds: of training at the hospital; not of a private run.
         bytes_down, bytes_up: size of the model it got and of the update it sent.
-        update_norm: L2 norm of its update.
+        update_norm: L2 norm of its update, over parameters.
         spent: its ledger after this round, of a private run.
     """
 
@@ -99,7 +99,7 @@ class Round:
     """One training round.
 
     Attributes:
-        norm: L2 norm of the step of the global model.
+        norm: L2 norm of the mean update, over parameters.
         summed: of a run under masks, whose answers then have no figures of their own.
         steps: seconds of each step of a sum under masks.
     """

@@ -227,6 +227,17 @@ def test_an_answer_in_time_counts_though_reading_another_took_past_the_deadline(
     assert good(ask(grid, deadline=2.0, taken=take)) == ["east", "north"]
 
 
+def test_who_is_not_on_the_roster_is_absent_without_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was removed since the run began, and a round would wait for it each time."""
+    grid = InProcessGrid([Node("east", adding(1.0))])
+    exchange = Exchange(grid, grid.roster(), experiment(deadline=FAR).participation)
+    monkeypatch.setattr(grid, "get_nodes", lambda: pytest.fail("it was waited for"))
+    parcel = Parcel(Request("run", 1, evaluate=False, train=True), wire.pack(START))
+    expected = Expected(Shape.of(START), frozenset(METRICS))
+    (outcome,) = exchange.ask({"gone": parcel}, expected, wait=FAR)
+    assert (outcome.reason, outcome.attempts) == (Reason.ABSENT, 0)
+
+
 def test_parts_that_never_come_are_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's own loop, which an exchange that is over leaves behind: it ends by itself."""
     function = inflatable_utils.pull_objects

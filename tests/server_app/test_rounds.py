@@ -206,5 +206,17 @@ def test_evaluation_may_be_rare_but_the_last_model_is_always_measured(tmp_path: 
     assert [r["round"] for r in folder.metrics() if r["kind"] == "evaluation"] == [0, 2, 4, 5]
 
 
-def test_norm_is_over_all_arrays() -> None:
-    assert norm({"a": np.array([3.0]), "b": np.array([[4.0]])}) == 5.0
+def test_norm_is_over_all_parameters() -> None:
+    update = {"a": np.array([3.0]), "b": np.array([[4.0]]), "seen": np.array(20)}
+    assert norm(update, frozenset("ab")) == 5.0
+
+
+def test_a_counter_makes_no_update_too_long(tmp_path: Path) -> None:
+    """Each hospital's grows by the number of its steps, whatever it learnt."""
+    grid = InProcessGrid([Node(name, adding(1.0, examples=20)) for name in "ab"])
+    folder = new_run(tmp_path, experiment(rounds=1, largest_update_norm=10.0))
+    conductor(grid, folder).conduct(FIRST)
+    told = next(row for row in folder.metrics() if row["kind"] == "round")
+    assert [one["status"] for one in told["hospitals"].values()] == ["ok", "ok"]
+    assert told["hospitals"]["a"]["update_norm"] == pytest.approx(3**0.5)
+    assert told["norm"] == pytest.approx(3**0.5)

@@ -149,6 +149,45 @@ def test_groups_of_few_are_shown_and_not_compared() -> None:
     assert many.worst("auroc", "pneumonia", 1000) is None
 
 
+def test_cases_without_an_answer_make_no_area_surer() -> None:
+    """AUROC and calibration leave them out; to be called positive they would have needed an answer."""
+    generator = np.random.default_rng(3)
+    answered = [
+        binary(float(generator.normal(2 * y - 1)), y, sex="male") for y in (0, 1) for _ in range(10)
+    ]
+    silent = [binary(math.nan, y, sex="male") for y in (0, 1) for _ in range(90)]
+    alone, beside = (row(table(images), "all") for images in (answered, answered + silent))
+    assert (beside.cases, beside.positive, beside.unanswered) == (200, 100, 180)
+    assert beside.metrics["auroc"] == alone.metrics["auroc"]
+    assert [beside.metrics[name].cases for name in ("auroc", "calibration_error")] == [10, 20]
+    assert [beside.metrics[name].cases for name in ("sensitivity", "selection_rate")] == [100, 200]
+    missed, seen = beside.metrics["sensitivity"], alone.metrics["sensitivity"]
+    assert missed.value == pytest.approx(seen.value / 10)
+    assert missed.high - missed.low < seen.high - seen.low
+
+
+def test_groups_with_few_answers_are_not_compared_by_area() -> None:
+    """One pair of women was answered, and wrong."""
+    generator = np.random.default_rng(3)
+    images = [
+        binary(float(generator.normal(2 * y - 1)), y, sex="male") for y in (0, 1) for _ in range(30)
+    ]
+    images += [binary(-4.0, 1, sex="female"), binary(4.0, 0, sex="female")]
+    images += [binary(math.nan, y, sex="female") for y in (0, 1) for _ in range(90)]
+    found = table(images, least_cases=10)
+    area = row(found, "sex=female").metrics["auroc"]
+    assert (area.value, area.cases) == (0, 1)
+    worst = found.worst("auroc", "pneumonia", 10)
+    assert worst is not None
+    assert worst.group == "sex=male"
+    assert worst_hospital({"a": table(images[60:])}, "auroc", "pneumonia", 10) is None
+    compared = {one.metric for one in found.gaps}
+    assert not {"auroc", "calibration_error"} & compared
+    assert gap(found, "sensitivity").worst == "sex=female", (
+        "whom the model did not answer it missed"
+    )
+
+
 def test_unknown_and_withheld_are_shown_and_not_compared() -> None:
     generator = np.random.default_rng(3)
     images = [

@@ -62,6 +62,31 @@ def test_other_strategies_cost_no_comparison(three: Hospitals) -> None:
         assert "loss_before" not in records.config_records["head"]
 
 
+@pytest.mark.parametrize(
+    ("name", "figures"), [("fednova", ["steps"]), ("feddg_ga", ["loss_before", "loss_after"])]
+)
+def test_an_answer_without_a_figure_that_the_rule_needs_leaves_the_round(
+    name: str, figures: list[str], three: Hospitals
+) -> None:
+    """One hospital's silence does not end the run either."""
+    three.fresh()
+
+    def withhold(request: Any, records: Any, answer: Any) -> Any:
+        reply = answer(records)
+        for figure in figures:
+            del reply.config_records["head"][figure]
+        return reply
+
+    three.meddle["lake"] = withhold
+    experiment = content(strategy={"name": name}, least=2, training=TRAINING, rounds=3)
+    run = f"untold-{name}"
+    done = three.conduct(experiment, run, rounds=1)
+    assert done.round == 1
+    row = RunFolder(three.folder / "runs" / run).metrics()[-1]
+    reasons = {hospital: told["reason"] for hospital, told in row["hospitals"].items()}
+    assert reasons == {"east": None, "hill": None, "lake": "malformed"}
+
+
 def test_more_steps_than_were_asked_for_leave_the_round(three: Hospitals) -> None:
     """One hospital's lie does not end the run."""
     three.fresh()

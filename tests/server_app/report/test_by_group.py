@@ -10,6 +10,7 @@ import pytest
 from federation.schema import Fairness
 from server_app.report import fairness, heat, write_report
 from server_app.report.card import model_card, write_card
+from server_app.report.groups import by_group
 from server_app.report.read import read_run
 from server_app.report.wording import decimal, estimate
 from tests.federation.fairness.drawn import HIPPOCAMPUS
@@ -52,6 +53,24 @@ def test_the_worst_hospital_and_the_worst_group_stand_beside_the_mean(tmp_path: 
     assert group.estimate.interval == (worst["low"], worst["high"])
     assert group.whose == fairness.group_label(worst["group"])
     assert f"in the worst group ({group.whose})" in text(page(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("auroc", "compared"),
+    [({"value": 0.0, "cases": 1}, False), ({"value": 0.0, "cases": 10}, True),
+     ({"value": 0.0}, True), (None, False)],
+    ids=["few answered", "enough answered", "of an older run", "no area"],
+)  # fmt: skip
+def test_too_few_to_compare_is_of_the_cases_that_the_metric_needs(
+    auroc: dict[str, float] | None, compared: bool
+) -> None:
+    """An older run's row says how many cases there are of each label, and not how many were answered."""
+    good = {"group": "sex=male", "channel": "x", "metrics": {"auroc": {"value": 0.9}}}
+    few = {"group": "sex=female", "channel": "x", "cases": 200, "positive": 100, "unanswered": 180}
+    told = by_group({"rows": [good, few | {"metrics": {} if auroc is None else {"auroc": auroc}}]})
+    assert told is not None
+    said = fairness.note(told.rows[1], told, 10)
+    assert (said != "too few to compare") == compared
 
 
 def test_gaps_are_drawn_over_all_rounds(tmp_path: Path) -> None:
