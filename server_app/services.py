@@ -25,6 +25,9 @@ from server_app.control import Control
 from server_app.home import HOME_VARIABLE, Home
 from server_app.metrics import parts as metrics_of
 
+# seconds between looks for a run to begin; Flower looks once in one
+_SOON = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+
 
 def serve(home: Home, metrics_at: tuple[str, int] | None = None) -> None:
     """Run the services until SIGINT or SIGTERM.
@@ -54,7 +57,7 @@ def serve(home: Home, metrics_at: tuple[str, int] | None = None) -> None:
                 )
                 for role, command, environment in (
                     ("superlink", _superlink(home), _home_variable(home)),
-                    ("superexec", _superexec(home), _home_variable(home)),
+                    ("superexec", _superexec(home), _home_variable(home) | _SOON),
                 )
             )
 
@@ -89,7 +92,7 @@ def serve_superlink(home: Home, metrics_at: tuple[str, int] | None = None) -> No
 def serve_superexec(home: Home) -> None:
     """Run the SuperExec alone. It writes into the runs' and the lodgings' folders and nowhere else."""
     journal.keep(None)
-    environment = _alone("superexec") | _home_variable(home)
+    environment = _alone("superexec") | _home_variable(home) | _SOON
     Supervisor([Child("superexec", _superexec(home), environment, None)]).run()
 
 

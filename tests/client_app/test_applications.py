@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app import app
+from client_app import app, patients
 from client_app.imaging import phantoms, voxels
 from client_app.imaging.set_aside import Reason
 from client_app.patients import Patients, load_patients
@@ -56,7 +56,10 @@ def small(task: str) -> Experiment:
 
 
 @pytest.mark.parametrize("task", APPLICATIONS)
-def test_an_exchange_from_the_images_to_the_update(task: str, tmp_path: Path) -> None:
+def test_an_exchange_from_the_images_to_the_update(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patients, "_decoding_processes", lambda: 2)  # as at a hospital
     data = phantoms.write(task, tmp_path / "data", patients=PATIENTS, site=0, seed=3)
     site, experiment = hospital(tmp_path, data), small(task)
     built = tasks.build(experiment.task)

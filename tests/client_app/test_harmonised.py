@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from client_app import app, patients
+from client_app import app
 from client_app.imaging import phantoms
 from client_app.imaging.set_aside import Reason
 from client_app.patients import Patients, load_patients
@@ -51,17 +51,10 @@ def caches(of: Site) -> set[str]:
     return {path.name for path in (of.state / "cache").iterdir()}
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are prepared in this process: starting others takes seconds."""
-    monkeypatch.setattr(patients, "_decoding_processes", lambda: 1)
-
-
 def images(found: Patients) -> list[torch.Tensor]:
     return [found.training[number]["image"] for number in range(len(found.training))]
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", sorted(CHAINS))
 def test_every_task_gives_finite_patches_of_its_shape(name: str, tmp_path: Path) -> None:
     of = site(tmp_path, name, 2)
@@ -77,7 +70,6 @@ def test_every_task_gives_finite_patches_of_its_shape(name: str, tmp_path: Path)
         assert shown.dtype == torch.float32 and torch.isfinite(shown).all()
 
 
-@pytest.mark.usefixtures("here")
 def test_the_cache_is_of_the_deterministic_part(tmp_path: Path) -> None:
     of, component = site(tmp_path), Component(name="hippocampus")
     plain = images(load_patients(of, component, 0.0))
@@ -129,7 +121,6 @@ def harmonised(*names: str) -> Experiment:
     )
 
 
-@pytest.mark.usefixtures("here")
 def test_a_round_is_of_harmonised_images(tmp_path: Path) -> None:
     of = site(tmp_path, number=12)
     request = Request("run", 1, evaluate=True, train=True)
