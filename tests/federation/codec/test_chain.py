@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.codec import scales
-from federation.codec.chain import Chain, Encoded, Sum
+from federation.codec.chain import Chain, Encoded
+from federation.codec.sums import Sum
 from federation.messages import Arrays, Reason, WireError
 from federation.schema import ConfigError
 from tests.federation.codec.networks import (
