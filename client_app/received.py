@@ -154,10 +154,7 @@ class Encoding:
         if answer.trained is None:
             return answer
         if self.received.chain is None:
-            bound = norm_bound.of(self.asked.site, self.asked.experiment)
-            update = norm_bound.shortened(
-                answer.trained.update, self.received.network.named_parameters(), bound
-            )
+            update = due(self.asked, self.received, answer.trained.update)
             return replace(answer, trained=replace(answer.trained, update=update))
         return replace(answer, trained=encode(self.asked, self.received, answer.trained))
 
@@ -188,6 +185,22 @@ def left_over(asked: Asked, chain: Chain) -> NDArray[np.float32] | None:
 
 def _residual(asked: Asked) -> Residual:
     return Residual.of(asked.site.state, asked.request.run, asked.experiment.sha256())
+
+
+def due(asked: Asked, received: Received, update: Arrays) -> Arrays:
+    """What leaves of an update, now or with a later one: all of it but what the norm bound cuts away.
+
+    Raises:
+        WireError: an update that is not finite.
+        Refused: as `left_over`.
+    """
+    bound, chain = norm_bound.of(asked.site, asked.experiment), received.chain
+    if bound is None:
+        return update
+    if chain is None:
+        return norm_bound.shortened(update, received.network.named_parameters(), bound)
+    before = left_over(asked, chain)
+    return chain.due(update, before, round=asked.request.round, bound=bound)
 
 
 def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1.0) -> Encoded:

@@ -151,16 +151,10 @@ class Chain:
             WireError: names, shapes or numbers that an update of this network cannot have.
         """
         stages, feedback = self.stages, self.codec.error_feedback
-        whole = self._flat(update)
-        if feedback and residual is not None:
-            if residual.shape != whole.shape:
-                raise WireError(Reason.WRONG_SHAPE)
-            whole += residual
-        if not np.isfinite(whole).all():
-            raise WireError(Reason.NOT_FINITE)
+        whole = self._whole(update, residual)
         moving, positions, chosen = self._chosen(whole, round)
-        if bound is not None and (norm := self._norm(chosen, positions)) > bound:
-            self._shorten(whole, bound / norm)
+        if (factor := self._factor(chosen, positions, bound)) < 1:
+            self._shorten(whole, factor)
             moving, positions, chosen = self._chosen(whole, round)
         source = np.random.Generator(np.random.PCG64(seed))
         bits = self.bits(round=round)
@@ -172,6 +166,34 @@ class Chain:
         wanted = self._votes(*((moving, None) if later else (chosen, positions)), scales_, round)
         rest = self._rest(whole, values, positions, scales_, round) if feedback else None
         return Encoded(values, None if stages.shared else positions, wanted, rest)
+
+    def due(
+        self,
+        update: Arrays,
+        residual: NDArray[np.float32] | None,
+        *,
+        round: int,
+        bound: float | None = None,
+    ) -> Arrays:
+        """What `encode` sends of an update, now or later: all of it, but for what `bound` cuts.
+
+        Over rounds its sum is that of what was sent, plus the last residual. What is cut of an earlier
+        residual was due once and never comes: it is taken off here.
+
+        Args: as of `encode`.
+
+        Raises:
+            WireError: as `encode`.
+        """
+        whole = self._whole(update, residual)
+        _, positions, chosen = self._chosen(whole, round)
+        if (factor := self._factor(chosen, positions, bound)) == 1:
+            return update
+        self._shorten(whole, factor)
+        if self.codec.error_feedback and residual is not None:
+            whole -= residual
+        parameters = self._parameters(whole)
+        return update | {name: own.astype(update[name].dtype) for name, own in parameters}
 
     def integers(self, encoded: Encoded) -> NDArray[np.int32]:
         """What is summed: values, then votes; int32 (length,). Only of a linear chain."""
@@ -261,6 +283,17 @@ class Chain:
 
     # --- steps -----------------------------------------------------------------------------------
 
+    def _whole(self, update: Arrays, residual: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Update and residual, which is what should be sent."""
+        whole = self._flat(update)
+        if self.codec.error_feedback and residual is not None:
+            if residual.shape != whole.shape:
+                raise WireError(Reason.WRONG_SHAPE)
+            whole += residual
+        if not np.isfinite(whole).all():
+            raise WireError(Reason.NOT_FINITE)
+        return whole
+
     def _flat(self, update: Arrays) -> NDArray[np.float32]:
         """The exchanged arrays, one after the other."""
         if update.keys() != self.state.keys():
@@ -286,6 +319,14 @@ class Chain:
             chosen = self.stages.unbiased(chosen)
         return moving, positions, chosen
 
+    def _factor(
+        self, chosen: NDArray[np.float32], positions: Positions, bound: float | None
+    ) -> float:
+        """By what parameters have to be shortened for `chosen` to be sent; 1: they are short enough."""
+        if bound is None or (norm := self._norm(chosen, positions)) <= bound:
+            return 1.0
+        return bound / norm
+
     def _norm(self, chosen: NDArray[np.float32], positions: Positions) -> float:
         """L2 norm of the update that `chosen` stands for, over parameters: adapters keep lengths."""
         parts = zip(self.stages.exchange.segments, self.stages.bounds(positions), strict=True)
@@ -298,11 +339,17 @@ class Chain:
 
     def _shorten(self, whole: NDArray[np.float32], factor: float) -> None:
         """Scale the parameters among the exchanged arrays, in place."""
+        for _, own in self._parameters(whole):
+            own[...] *= np.float32(factor)
+
+    def _parameters(self, whole: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Views of the parameters among the exchanged arrays, by name."""
         at = 0
         for segment in self.stages.exchange.segments:
-            size = math.prod(self.stages.exchange.shapes[segment.name])
+            shape = self.stages.exchange.shapes[segment.name]
+            size = math.prod(shape)
             if not segment.buffer:
-                whole[at : at + size] *= np.float32(factor)
+                yield segment.name, whole[at : at + size].reshape(shape)
             at += size
 
     def _votes(

@@ -294,19 +294,6 @@ def test_policies_that_cut_steps_leave_the_sums_equal(three: Hospitals) -> None:
     require_agreement(three, done, experiment, run)
 
 
-def test_an_update_that_a_policy_shortens_is_remembered_short(three: Hospitals) -> None:
-    experiment, run = of("scaffold", codec=None), "short"
-    site = three.sites["hill"]
-    three.sites["hill"] = site.model_copy(
-        update={"policy": site.policy.model_copy(update={"largest_update_norm": 0.01})}
-    )
-    try:
-        done = three.conduct(experiment, run, rounds=2)
-    finally:
-        three.sites["hill"] = site
-    require_agreement(three, done, experiment, run)
-
-
 # --- with privacy ----------------------------------------------------------------------------------
 
 PRIVATE = {"noise_multiplier": 1.0, "sampling_rate": 0.5, "ema": 0.5}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from client_app.residual import Residual
 from federation import archive, state_version
 from federation.messages import Reason
 from tests.control_variates import CHOICES, of, require_agreement, sha256
-from tests.hospitals import Hospitals, hospitals
+from tests.hospitals import MASKS, Hospitals, hospitals
 from tests.masked import rows, same
 
 
@@ -23,8 +25,10 @@ def _three(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
 
 
 @pytest.fixture
-def three(_three: Hospitals) -> Hospitals:
-    return _three.fresh()
+def three(_three: Hospitals) -> Iterator[Hospitals]:
+    own = dict(_three.sites)
+    yield _three.fresh()
+    _three.sites.update(own)
 
 
 def other_runs(made: Hospitals) -> None:
@@ -81,9 +85,37 @@ def test_a_hospital_goes_on_from_its_backup(
     moved = site.model_copy(update={"state": tmp_path / "state"})
     restore(moved, tmp_path / "backup", "words of a test")
     three.sites["lake"] = moved
-    try:
-        done = three.conduct(experiment, run, rounds=2)
-    finally:
-        three.sites["lake"] = site
+    done = three.conduct(experiment, run, rounds=2)
     same(done.model, through.model)
     same(done.strategy, through.strategy)
+
+
+# --- updates that are shortened -------------------------------------------------------------------
+
+BOUND = 0.05  # a tenth of an update, and less
+WHERE: dict[str, dict[str, Any]] = {
+    "masks": {"secure_aggregation": MASKS, "largest_update_norm": BOUND},
+    "policy": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("bits", "where"),
+    [(8, "masks"), (4, "masks"), (None, "policy"), (8, "policy"), (4, "policy")],
+)
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_a_bound_cuts_away_no_side_counts(
+    name: str, bits: int | None, where: str, three: Hospitals
+) -> None:
+    """Round after round, and through a restart after other runs."""
+    codec = None if bits is None else {"quantise": {"name": "integers", "bits": bits}}
+    experiment, run = of(name, codec=codec, **WHERE[where]), f"cut-{name}-{bits}-{where}"
+    if where == "policy":
+        site = three.sites["hill"]
+        own = site.policy.model_copy(update={"largest_update_norm": BOUND})
+        three.sites["hill"] = site.model_copy(update={"policy": own})
+    three.conduct(experiment, run, rounds=3)
+    other_runs(three)
+    done = three.conduct(experiment, run, rounds=2)
+    assert all(o["status"] == "ok" for o in rows(three, run)[-1]["hospitals"].values())
+    require_agreement(three, done, experiment, run)
