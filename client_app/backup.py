@@ -1,8 +1,9 @@
 """`hospital backup` and `hospital restore`: what cannot be made anew, in one encrypted file.
 
 In it are the ledger and its head, the pseudonym key, the hospital's own keys, the accepted roster, the
-audit log and the batches of counting by group; `local/` and `encrypted/` on request. Never in it are
-`secure/` (from an older copy masks would cover a second update) and what is made of the images again.
+audit log and the batches of counting by group; on request `local/`, with the residuals that its runs
+need to go on, and `encrypted/`. Never in it are `secure/` (from an older copy masks would cover a second
+update) and what is made of the images again.
 
 A restore may lose what came after the backup, but it never takes anything newer away: into a state
 folder that has more charges or other keys than the backup nothing is restored, and an audit log or a
@@ -33,7 +34,9 @@ from federation.schema import ConfigError
 _KIND: Literal["hospital"] = "hospital"
 _LEDGER, _AUDIT, _KEY = "ledger.sqlite", "audit.jsonl", "pseudonym.key"
 _ALWAYS = (_KEY, "roster.json", "identity", "counted", "audit.torn", state_version.FILE)
-OPTIONAL = ("local", "encrypted")
+OPTIONAL = {"local": ("local", "residuals"), "encrypted": ("encrypted",)}
+"""What a backup holds on request: folders by the first of them."""
+
 _LOG = (_AUDIT, "audit.head")
 _AWAY = "move the state folder away, keep it, and restore into an empty one"
 
@@ -49,6 +52,9 @@ class Held:
 
 def back_up(site: Site, out: Path, passphrase: str, optional: tuple[str, ...] = ()) -> Held:
     """Write a backup; services may run meanwhile.
+
+    Args:
+        optional: names of `OPTIONAL`.
 
     Raises:
         ConfigError: there is nothing to back up, ledger or audit log are not whole, or the file cannot
@@ -122,7 +128,7 @@ def _collect(site: Site, stage: Path, optional: tuple[str, ...]) -> None:
         raise ConfigError(f"{ledger} is gone, but its .head is there; a backup would hide that")
     with _audit_errors():
         Audit(site.state / _AUDIT).copy_to(stage / _AUDIT)
-    for name in (*_ALWAYS, *optional):
+    for name in (*_ALWAYS, *(folder for chosen in optional for folder in OPTIONAL[chosen])):
         path = site.state / name
         if path.is_dir():
             snapshot.tree(path, stage / name)

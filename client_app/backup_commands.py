@@ -27,7 +27,8 @@ def backup(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; must not exist.")],
     site: SiteOption = DEFAULT_SITE,
     local: Annotated[
-        bool, typer.Option("--local", help="Also your own layers and models of runs (local/).")
+        bool,
+        typer.Option("--local", help="Also what runs keep here: your layers, models, corrections."),
     ] = False,
     encrypted: Annotated[
         bool, typer.Option("--encrypted", help="Also models and keys of runs under ckks.")

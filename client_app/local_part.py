@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from client_app import norm_bound
 from client_app.local_state import LocalState
-from client_app.received import Asked, Received, learning_rate, local_seed, update_of
+from client_app.received import Asked, Received, due, learning_rate, local_seed, update_of
 from client_app.training import local, loop
 from client_app.training.local import Local, Worked, recalled
 from federation import models, strategies, tasks
@@ -116,10 +115,8 @@ class LocalPart:
         """The update as it may leave: of what stays here it is 0; the memory is on the disk."""
         update = update_of(self.received)
         if self.local.remember is not None:
-            bound = norm_bound.of(self.asked.site, self.asked.experiment)
-            parameters = self.received.network.named_parameters()
             worked = Worked(
-                update=norm_bound.shortened(update, parameters, bound),
+                update=due(self.asked, self.received, update),
                 model=models.arrays_of(self.received.network),
                 personal=personal,
                 steps=steps,

@@ -7,8 +7,11 @@ ways: a hospital that left the round would tell of its single update that it was
 is to hide, and would cost the round a survivor. After patient-level noise it is post-processing.
 
 It comes last before rounding, after what error feedback adds (`federation.codec.chain.Chain.encode`):
-the bound is of what leaves. It binds this software. A hospital that changed it can add what it likes,
-within what the sum checks (docs/security.md).
+the bound is of what leaves. What it cuts away, of an update or of a residual, is not sent later, and no
+strategy's local part counts it (`client_app.received.due`).
+
+It binds this software. A hospital that changed it can add what it likes, within what the sum checks
+(docs/security.md).
 """
 
 from __future__ import annotations

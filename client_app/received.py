@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from client_app import norm_bound
@@ -69,8 +70,8 @@ def receive(asked: Asked) -> Received:
     Raises:
         ConfigError: a task or model that is not known, or does not fit.
         WireError: not the arrays that the experiment's model has, or scales that are none.
-        Refused: the site names a processor that is not here, or what came is the difference to a model
-            that is not held here.
+        Refused: the site names a processor that is not here, what came is the difference to a model that
+            is not held here, or what earlier updates lost in the codec is not here any more.
     """
     experiment, site = asked.experiment, asked.site
     if site.threads is not None:
@@ -102,6 +103,7 @@ def receive(asked: Asked) -> Received:
         if asked.request.train:
             # refused before there is work, or a charge
             chain.scales_from_bytes(asked.request.scales)
+            left_over(asked, chain)
     return Received(task, network.to(device), arrays, packed, shape, device, chain, down)
 
 
@@ -152,10 +154,7 @@ class Encoding:
         if answer.trained is None:
             return answer
         if self.received.chain is None:
-            bound = norm_bound.of(self.asked.site, self.asked.experiment)
-            update = norm_bound.shortened(
-                answer.trained.update, self.received.network.named_parameters(), bound
-            )
+            update = due(self.asked, self.received, answer.trained.update)
             return replace(answer, trained=replace(answer.trained, update=update))
         return replace(answer, trained=encode(self.asked, self.received, answer.trained))
 
@@ -171,6 +170,39 @@ def encode(asked: Asked, received: Received, trained: Trained) -> Trained:
     return replace(trained, encoded=chain.to_bytes(encoded, round=asked.request.round))
 
 
+def left_over(asked: Asked, chain: Chain) -> NDArray[np.float32] | None:
+    """What earlier updates lost in the codec, to be added to this round's; None: nothing.
+
+    Raises:
+        Refused: NO_STATE, the coordinator's sums wait for it and it is not here any more.
+    """
+    if not chain.codec.error_feedback:
+        return None
+    left, counted = _residual(asked), asked.request.counted
+    # What the coordinator lacks of an answer that did not count is all of it, not what rounding left.
+    return left.before(asked.request.round) if counted is None else left.counted(counted)
+
+
+def _residual(asked: Asked) -> Residual:
+    return Residual.of(asked.site.state, asked.request.run, asked.experiment.sha256())
+
+
+def due(asked: Asked, received: Received, update: Arrays) -> Arrays:
+    """What leaves of an update, now or with a later one: all of it but what the norm bound cuts away.
+
+    Raises:
+        WireError: an update that is not finite.
+        Refused: as `left_over`.
+    """
+    bound, chain = norm_bound.of(asked.site, asked.experiment), received.chain
+    if bound is None:
+        return update
+    if chain is None:
+        return norm_bound.shortened(update, received.network.named_parameters(), bound)
+    before = left_over(asked, chain)
+    return chain.due(update, before, round=asked.request.round, bound=bound)
+
+
 def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1.0) -> Encoded:
     """An update in the codec's integers, with what is left of it kept; the same again for the same one.
 
@@ -179,12 +211,10 @@ def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1
 
     Raises:
         WireError: scales that are none, or an update that is not finite.
+        Refused: as `left_over`.
     """
     chain, request = _chain(received), asked.request
-    left = Residual.of(asked.site.state, request.run, asked.experiment.sha256())
-    # What the coordinator lacks of an answer that did not count is all of it, not what rounding left.
-    start = request.round if request.counted is None else request.counted + 1
-    before = left.before(start) if chain.codec.error_feedback else None
+    before = left_over(asked, chain)
     bound = norm_bound.of(asked.site, asked.experiment)
     if share != 1:
         update = {
@@ -201,7 +231,7 @@ def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1
     )
     if encoded.residual is not None:
         rest = encoded.residual if share == 1 else encoded.residual / np.float32(share)
-        left.keep(request.round, rest, request.counted)
+        _residual(asked).keep(request.round, rest, request.counted)
     return encoded
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from federation.codec import pieces, scales
 from federation.codec.packing import signed
 from federation.codec.stages import Positions, Stages, chunks
+from federation.codec.sums import Sum
 from federation.messages import Arrays, Reason, WireError
 from federation.schema import Codec, Training
 
@@ -150,16 +151,10 @@ class Chain:
             WireError: names, shapes or numbers that an update of this network cannot have.
         """
         stages, feedback = self.stages, self.codec.error_feedback
-        whole = self._flat(update)
-        if feedback and residual is not None:
-            if residual.shape != whole.shape:
-                raise WireError(Reason.WRONG_SHAPE)
-            whole += residual
-        if not np.isfinite(whole).all():
-            raise WireError(Reason.NOT_FINITE)
+        whole = self._whole(update, residual)
         moving, positions, chosen = self._chosen(whole, round)
-        if bound is not None and (norm := self._norm(chosen, positions)) > bound:
-            self._shorten(whole, bound / norm)
+        if (factor := self._factor(chosen, positions, bound)) < 1:
+            self._shorten(whole, factor)
             moving, positions, chosen = self._chosen(whole, round)
         source = np.random.Generator(np.random.PCG64(seed))
         bits = self.bits(round=round)
@@ -171,6 +166,34 @@ class Chain:
         wanted = self._votes(*((moving, None) if later else (chosen, positions)), scales_, round)
         rest = self._rest(whole, values, positions, scales_, round) if feedback else None
         return Encoded(values, None if stages.shared else positions, wanted, rest)
+
+    def due(
+        self,
+        update: Arrays,
+        residual: NDArray[np.float32] | None,
+        *,
+        round: int,
+        bound: float | None = None,
+    ) -> Arrays:
+        """What `encode` sends of an update, now or later: all of it, but for what `bound` cuts.
+
+        Over rounds its sum is that of what was sent, plus the last residual. What is cut of an earlier
+        residual was due once and never comes: it is taken off here.
+
+        Args: as of `encode`.
+
+        Raises:
+            WireError: as `encode`.
+        """
+        whole = self._whole(update, residual)
+        _, positions, chosen = self._chosen(whole, round)
+        if (factor := self._factor(chosen, positions, bound)) == 1:
+            return update
+        self._shorten(whole, factor)
+        if self.codec.error_feedback and residual is not None:
+            whole -= residual
+        parameters = self._parameters(whole)
+        return update | {name: own.astype(update[name].dtype) for name, own in parameters}
 
     def integers(self, encoded: Encoded) -> NDArray[np.int32]:
         """What is summed: values, then votes; int32 (length,). Only of a linear chain."""
@@ -260,6 +283,17 @@ class Chain:
 
     # --- steps -----------------------------------------------------------------------------------
 
+    def _whole(self, update: Arrays, residual: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Update and residual, which is what should be sent."""
+        whole = self._flat(update)
+        if self.codec.error_feedback and residual is not None:
+            if residual.shape != whole.shape:
+                raise WireError(Reason.WRONG_SHAPE)
+            whole += residual
+        if not np.isfinite(whole).all():
+            raise WireError(Reason.NOT_FINITE)
+        return whole
+
     def _flat(self, update: Arrays) -> NDArray[np.float32]:
         """The exchanged arrays, one after the other."""
         if update.keys() != self.state.keys():
@@ -285,6 +319,14 @@ class Chain:
             chosen = self.stages.unbiased(chosen)
         return moving, positions, chosen
 
+    def _factor(
+        self, chosen: NDArray[np.float32], positions: Positions, bound: float | None
+    ) -> float:
+        """By what parameters have to be shortened for `chosen` to be sent; 1: they are short enough."""
+        if bound is None or (norm := self._norm(chosen, positions)) <= bound:
+            return 1.0
+        return bound / norm
+
     def _norm(self, chosen: NDArray[np.float32], positions: Positions) -> float:
         """L2 norm of the update that `chosen` stands for, over parameters: adapters keep lengths."""
         parts = zip(self.stages.exchange.segments, self.stages.bounds(positions), strict=True)
@@ -297,11 +339,17 @@ class Chain:
 
     def _shorten(self, whole: NDArray[np.float32], factor: float) -> None:
         """Scale the parameters among the exchanged arrays, in place."""
+        for _, own in self._parameters(whole):
+            own[...] *= np.float32(factor)
+
+    def _parameters(self, whole: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Views of the parameters among the exchanged arrays, by name."""
         at = 0
         for segment in self.stages.exchange.segments:
-            size = math.prod(self.stages.exchange.shapes[segment.name])
+            shape = self.stages.exchange.shapes[segment.name]
+            size = math.prod(shape)
             if not segment.buffer:
-                whole[at : at + size] *= np.float32(factor)
+                yield segment.name, whole[at : at + size].reshape(shape)
             at += size
 
     def _votes(
@@ -348,52 +396,3 @@ class Chain:
     def _require_linear(self) -> None:
         if self.unshared is not None:
             raise ValueError(f"with {self.unshared} sums of integers mean nothing")
-
-
-class Sum:
-    """Σ weight · update of hospitals' messages, one after the other, of any chain.
-
-    With integers the sum is exact, so it is the same in any order, and the same that `Chain.decode`
-    makes of summed integers. With floats add them in one order, if the last bit matters.
-    """
-
-    def __init__(self, chain: Chain, scales_: Scales, *, round: int) -> None:
-        self._chain, self._scales, self._round = chain, scales_, round
-        self._known = chain.stages.positions(round, None) if chain.stages.shared else None
-        self._moving = np.zeros(chain.stages.moving)
-        self._votes = np.zeros(chain.voters * scales.BINS, np.int64)
-        self._weight = 0
-
-    def add(self, encoded: Encoded, weight: int) -> None:
-        """`weight`: an integer above 0."""
-        self._add(encoded.values, encoded.indices, weight)
-        self._votes += weight * encoded.wanted
-        self._weight += weight
-
-    def add_integers(self, values: NDArray[Any], votes: NDArray[Any], weight: int) -> None:
-        """Values and votes that are sums already, of hospitals whose weights sum to `weight`."""
-        self._add(values, None, 1)
-        self._votes += votes.astype(np.int64)
-        self._weight += weight
-
-    def mean(self) -> tuple[Arrays, Scales]:
-        """The weighted mean update, and the next round's scales. Raises ValueError: of nothing."""
-        if self._weight < 1:
-            raise ValueError("there is no mean of no updates")
-        chain, exchange = self._chain, self._chain.stages.exchange
-        whole = exchange.expand(self._moving, round=self._round)
-        update: Arrays = {
-            name: np.zeros(shape, dtype) for name, (dtype, shape) in chain.state.items()
-        }
-        at = 0
-        for name, shape in exchange.shapes.items():
-            size = math.prod(shape)
-            update[name][...] = (whole[at : at + size] / self._weight).reshape(shape)
-            at += size
-        return update, chain.next_scales(self._scales, self._votes, round=self._round)
-
-    def _add(self, values: NDArray[Any], indices: NDArray[np.int64] | None, weight: int) -> None:
-        stages = self._chain.stages
-        positions = self._known if indices is None else indices
-        for part, where, exponent in stages.parts(positions, self._scales):
-            self._moving[where] += weight * stages.restored(values[part], exponent)

@@ -3,7 +3,8 @@
 Each hospital keeps a correction made of its own updates, and the coordinator the mean of all of them,
 made of the mean updates alone. The fixed point is the optimum only while both agree: a part of an update
 that one side counts and the other does not pulls the model aside for good. So what would part them is
-refused, and what quantising loses has to come later (error feedback).
+refused, what quantising loses has to come later (error feedback), and what a norm bound cuts away, of an
+update or of what an earlier one lost, no side counts.
 """
 
 from __future__ import annotations

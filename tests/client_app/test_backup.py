@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client_app import backup, identity
+from client_app import identity
 from client_app.audit import Audit
 from client_app.backup import back_up, restore
 from client_app.cli import app
@@ -63,7 +63,8 @@ def site(tmp_path: Path) -> Site:
     Ledger.create(state / "ledger.sqlite", cohort_id(load_key(state / "pseudonym.key"), "north"))
     for number in range(1, 4):
         charge(made, number)
-    for name in ("secure/run", "cache", "local/run", "encrypted/run", "counted", "answers"):
+    on_request = ("local/run", "residuals/run", "encrypted/run")
+    for name in ("secure/run", "cache", *on_request, "counted", "answers"):
         (state / name).mkdir(parents=True)
         (state / name / "file").write_text(f"CANARY of {name}")
     return made
@@ -116,7 +117,8 @@ def test_what_comes_back_is_what_cannot_be_made_anew(site: Site, tmp_path: Path)
         assert found[name] == kept[name]
     assert identity.load(new).hospital == "north"
     assert not any(
-        name.startswith(("secure", "cache", "local", "encrypted", "answers")) for name in found
+        name.startswith(("secure", "cache", "local", "residuals", "encrypted", "answers"))
+        for name in found
     )
     assert "counted/file" in found
     assert not (new.state / ".restore").exists() and not (site.state / ".backup").exists()
@@ -126,7 +128,8 @@ def test_local_and_encrypted_come_on_request_and_secure_never(site: Site, tmp_pa
     back_up(site, tmp_path / "b", WORDS, ("local", "encrypted"))
     new = elsewhere(site, tmp_path)
     restore(new, tmp_path / "b", WORDS)
-    assert (new.state / "local/run/file").exists() and (new.state / "encrypted/run/file").exists()
+    for folder in ("local", "residuals", "encrypted"):
+        assert (new.state / folder / "run/file").exists()
     assert not (new.state / "secure").exists()
 
 
@@ -322,7 +325,8 @@ def test_the_commands_as_a_person_types_them(site: Site, tmp_path: Path) -> None
     (tmp_path / "words").write_text(f"{WORDS}\n")
     given = ["--site", str(tmp_path / "site.yaml")]
     from_file = [*given, "--passphrase-file", str(tmp_path / "words")]
-    done = runner.invoke(app, ["backup", str(out), *given], input=f"{WORDS}\n{WORDS}\n")
+    more = [*given, "--local", "--encrypted"]
+    done = runner.invoke(app, ["backup", str(out), *more], input=f"{WORDS}\n{WORDS}\n")
     assert done.exit_code == 0 and "a ledger of 3 charges" in done.output, done.output
     assert WORDS not in done.output
     refused = runner.invoke(app, ["restore", str(out), *given], input="something else entirely\n")
@@ -338,7 +342,7 @@ def test_the_commands_as_a_person_types_them(site: Site, tmp_path: Path) -> None
     assert done.exit_code == 0 and "After an older backup" in done.output, done.output
     done = runner.invoke(app, ["ledger", "verify", *given])
     assert done.exit_code == 0 and "3" in done.output
-    assert backup.OPTIONAL == ("local", "encrypted")
+    assert {path.name for path in state.iterdir()} >= {"local", "residuals", "encrypted"}
 
 
 def test_without_a_ledger_there_is_a_backup_all_the_same(site: Site, tmp_path: Path) -> None:

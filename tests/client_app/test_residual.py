@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from client_app.local_state import LocalState
+from client_app.policy import Refused
 from client_app.residual import Residual
+from federation.messages import Reason
 
 SHA256 = "of one experiment"
 
@@ -71,6 +76,32 @@ def test_a_damaged_file_is_as_none_and_a_draft_is_not_a_file(tmp_path: Path) -> 
         assert residual.before(2) is None
     np.save(residual.folder / "1.npy", np.zeros((3, 3)))
     assert residual.before(2) is None
+
+
+def test_what_counts_is_of_just_that_round(tmp_path: Path) -> None:
+    residual = Residual.of(tmp_path, "run", SHA256)
+    assert residual.counted(0) is None
+    for number in range(1, 6):
+        residual.keep(number, left(number), counted=min(number - 1, 2))
+    assert value(residual.counted(2)) == 2
+    (residual.folder / "2.npy").write_bytes(b"nonsense")
+    for number in (2, 3, 6):
+        with pytest.raises(Refused) as refused:
+            residual.counted(number)
+        assert refused.value.reason is Reason.NO_STATE
+
+
+def test_what_goes_with_something_kept_in_local_stays(tmp_path: Path) -> None:
+    first, last = (Residual.of(tmp_path, run, SHA256) for run in ("run 0", "run 4"))
+    LocalState.of(tmp_path, "run 0", SHA256).keep(1, {"weight": left(0)})
+    for number in range(5):
+        residual = Residual.of(tmp_path, f"run {number}", SHA256)
+        residual.keep(1, left(number))
+        os.utime(residual.folder, ns=(number, number))
+    assert value(first.counted(1)) == 0
+    shutil.rmtree(tmp_path / "local")
+    last.keep(2, left(5))
+    assert first.before(2) is None
 
 
 def test_they_are_the_hospital_s_alone_and_of_three_runs(tmp_path: Path) -> None:

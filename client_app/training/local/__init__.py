@@ -46,8 +46,8 @@ class Worked:
     """What a round's training came to.
 
     Attributes:
-        update: local minus received, of all arrays, those that stay here included; no longer than the
-            hospital lets it be.
+        update: local minus received, of all arrays, those that stay here included; without what a norm
+            bound has never leave (`client_app.received.due`).
         model: the network's arrays after training.
         personal: the personal model's, where there is one.
         steps: optimiser steps that were done.

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.codec import scales
-from federation.codec.chain import Chain, Encoded, Sum
+from federation.codec.chain import Chain, Encoded
+from federation.codec.sums import Sum
 from federation.messages import Arrays, Reason, WireError
 from federation.schema import ConfigError
 from tests.federation.codec.networks import (
@@ -127,6 +128,28 @@ def test_what_was_sent_and_the_residual_are_what_should_have_been_sent(
     assert encoded.residual is not None and encoded.residual.dtype == np.float32
     wanted = of._flat(update) + before.astype(np.float32)
     assert np.allclose(encoded.residual + sent, wanted, rtol=2e-6, atol=2e-6 * 10**magnitude)
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(SAMPLED), st.integers(0, 2**31), st.floats(0.1, 3))
+def test_what_is_due_has_been_sent_but_for_the_residual(name: str, seed: int, short: float) -> None:
+    """Over rounds, some of which a bound cuts: nothing that it cut off is due, and all else is."""
+    of = chain(*CHAINS[name])
+    current, left = of.first_scales(training()), None
+    difference = np.zeros(of.residual_size)
+    for round in range(1, 6):
+        update = update_of(MODEL, seed + round)
+        bound = short * 0.01 * of.residual_size**0.5  # so long is the update
+        due = of.due(update, left, round=round, bound=bound)
+        encoded = of.encode(update, left, current, round=round, seed=seed, bound=bound)
+        sent = of.decode_one(encoded, current, round=round)
+        current = of.next_scales(current, encoded.wanted, round=round)
+        left = encoded.residual
+        difference += of._flat(due).astype(np.float64) - of._flat(sent)
+    assert left is not None
+    own = dict(of._parameters(left))
+    for key, apart in of._parameters(difference):
+        assert np.allclose(apart, own[key], atol=2e-6), key
 
 
 @pytest.mark.parametrize("sparse", [None, part("rand_k", keep=0.2)])

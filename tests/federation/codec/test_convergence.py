@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import nn
 
-from federation.codec.chain import Sum
+from federation.codec.sums import Sum
 from tests.federation.codec.networks import chain_of, integers, part, training
 
 HOSPITALS, PATIENTS, FEATURES = 5, 200, 40

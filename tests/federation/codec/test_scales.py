@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from federation.codec import scales
-from federation.codec.chain import Chain, Sum
+from federation.codec.chain import Chain
+from federation.codec.sums import Sum
 from federation.messages import Arrays, WireError
 from tests.federation.codec.networks import chain_of, integers, network, training, update_of
 
