@@ -134,6 +134,16 @@ def test_fednova_is_for_sgd() -> None:
     assert "set training.optimizer=sgd" in refused("strategy=fednova", "training.optimizer=adam")
 
 
+def test_qfedavg_is_for_sgd_unless_it_is_told_its_constant() -> None:
+    """One over Adam's learning rate is no Lipschitz constant: the model would hardly move."""
+    assert compose.experiment(["strategy=qfedavg"]).training.optimizer == "sgd"
+    adam = ("strategy=qfedavg", "training.optimizer=adam", "training.learning_rate=0.001")
+    said = refused(*adam)
+    assert "training.optimizer is adam" in said
+    assert "set training.optimizer=sgd, or strategy.lipschitz=NUMBER" in said
+    assert compose.experiment([*adam, "strategy.lipschitz=1.0"]).training.optimizer == "adam"
+
+
 @pytest.mark.parametrize("name", SINGLE)
 def test_an_option_that_is_misspelt_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=r"server_learning_rat"):
