@@ -44,6 +44,7 @@ __all__ = ["Options", "check", "combine", "step"]
 SINGLE_UPDATES = True
 NEEDS = ("loss",)
 PREFERS = ("loss_before",)
+UNSUMMED = "weighs updates by powers of losses, which have no bound that integers could be made for"
 _SMALLEST_LOSS = 1e-10
 
 
