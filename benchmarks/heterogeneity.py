@@ -74,7 +74,7 @@ STRATEGIES = (
     "fedper",
     "fedrep",
     "ditto",
-    "qfedavg",
+    f"qfedavg {_SGD}",
     "afl",
     f"feddg_ga {_ONE_VOTE}",
     f"norm_bound {_ONE_VOTE}",

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from client_app import identity
@@ -50,7 +52,7 @@ from federation.secure_aggregation.encryption import Vectors, run_of, vectors_of
 from federation.secure_aggregation.keys import Occasion, derived
 from federation.secure_aggregation.sealing import Meeting, SealingAdvert
 from federation.secure_aggregation.stream import Signed as SignedIntegers
-from federation.secure_aggregation.weights import shares
+from federation.secure_aggregation.weights import mean_of, shares
 
 
 @dataclass
@@ -197,9 +199,9 @@ class EncryptedSum:
             raise Refused(Reason.NO_MODEL)
         opened = letters.split(self.asked.blob, 3 * missed)
         for place in range(missed):
-            adverts, letter, total = opened[3 * place : 3 * place + 3]
+            adverts, letter, sums = opened[3 * place : 3 * place + 3]
             if base + place + 1 > self._state.round:
-                self._move(base + place + 1, adverts, Signed.from_bytes(letter), total)
+                self._move(base + place + 1, adverts, Signed.from_bytes(letter), sums)
 
     @cached_property
     def share(self) -> float:
@@ -261,24 +263,38 @@ class EncryptedSum:
             raise Refused(otherwise)
         if session.opened is not None:
             return session.answered[Phase.OPEN][1]
-        counted, update = letters.split(self.asked.blob, 2)
+        counted, _ = letters.split(self.asked.blob, 2)
         model, _ = letters.split(mine, 2)  # as it was when signed
         self._require(session.round, session.cohort, signed, model)
-        signed.proposal.require_figures(counted)
         vectors = self._vectors(session.round, session.cohort, request.train)
-        figures, whose = vectors.figures_of(self._key, counted)
-        if whose != signed.proposal.survivors:
-            raise Refused(Reason.SURVIVORS_DIFFER)
+        figures = self._figures_in(vectors, signed.proposal, counted)
         if request.train and self._state.round == session.round - 1:
-            self._move(session.round, session.cohort, signed, update)
+            self._move(session.round, session.cohort, signed, self.asked.blob)
         reply = figures.astype("<i8").tobytes()
         self.sessions.opened = max(self.sessions.opened, session.round)
         opened = signed.proposal.survivors
         self.sessions.keep(session.answers(Phase.OPEN, request.letter, reply, opened=opened))
         return reply
 
-    def _move(self, round_: int, adverts: bytes, signed: Signed, total: bytes) -> None:
+    def _figures_in(
+        self, vectors: Vectors, proposal: Proposal, counted: bytes
+    ) -> NDArray[np.int64]:
+        """The figures of just the hospitals that were agreed on.
+
+        Raises:
+            Refused, WireError: other figures than these.
+        """
+        proposal.require_figures(counted)
+        figures, whose = vectors.figures_of(self._key, counted)
+        if whose != proposal.survivors:
+            raise Refused(Reason.SURVIVORS_DIFFER)
+        return figures
+
+    def _move(self, round_: int, adverts: bytes, signed: Signed, sums: bytes) -> None:
         """Open a round's updates and let the strategy move the model by their mean.
+
+        Args:
+            sums: encrypted, of the figures and of the updates.
 
         Raises:
             Refused, WireError: not enough signatures on just this sum and this hospital's model.
@@ -286,15 +302,18 @@ class EncryptedSum:
         if self._state.round != round_ - 1:
             raise Refused(Reason.NO_MODEL)
         self._require(round_, adverts, signed, self._model)
+        counted, total = letters.split(sums, 2)
         signed.proposal.require_update(total)
-        survivors = signed.proposal.survivors
-        integers, whose = self._vectors(round_, adverts, True).update_of(self._key, total)
+        survivors, vectors = signed.proposal.survivors, self._vectors(round_, adverts, True)
+        integers, whose = vectors.update_of(self._key, total)
         if whose != survivors:
             raise Refused(Reason.SURVIVORS_DIFFER)
-        mean, after = self._chain.decode(integers, len(survivors), self._scales, round=round_)
-        part = self._shares(adverts)
-        factor = len(survivors) / sum(part[name] for name in survivors)
-        mean = {name: (a * factor).astype(a.dtype) for name, a in mean.items()}
+        plain, after = self._chain.decode(integers, len(survivors), self._scales, round=round_)
+        normaliser = None
+        if self._figures.normalised:
+            figures = self._figures_in(vectors, signed.proposal, counted)
+            normaliser = self._figures.summed(figures, survivors).normaliser
+        mean = mean_of(plain, survivors, self._shares(adverts), normaliser)
         held = self._state
         strategy = strategies.build(self.asked.experiment)
         parameters = frozenset(name for name, _ in self._network.named_parameters())
@@ -377,6 +396,11 @@ class EncryptedSum:
             raise Refused(Reason.BAD_EXPERIMENT)
         return chain
 
+    @cached_property
+    def _figures(self) -> Figures:
+        experiment = self.asked.experiment
+        return Figures.of(experiment, tasks.of_experiment(experiment))
+
     @property
     def _state(self) -> State:
         """The model held here; the untrained one, drawn from the experiment's seed, before the first."""
@@ -415,15 +439,13 @@ class EncryptedSum:
         return shares(self._sizes(adverts), self.asked.experiment.participation.weighting)
 
     def _vectors(self, round_: int, adverts: bytes, train: bool) -> Vectors:
-        experiment = self.asked.experiment
-        counts = Figures.of(experiment, tasks.of_experiment(experiment))
         occasion = Occasion(self._run, round_, 0, self._roster.sha256())
         return vectors_of(
-            experiment,
+            self.asked.experiment,
             occasion,
             self._roster.names(),
             self._chain,
-            counts,
+            self._figures,
             adverts=adverts,
             train=train,
         )

@@ -21,7 +21,7 @@ from client_app.patients import find_patients
 from client_app.policy import Refused, require_patients
 from client_app.received import Asked, Received, quantised
 from client_app.sessions import Session, Sessions
-from federation import figures
+from federation import figures, strategies
 from federation.codec import packing
 from federation.figures import Figures
 from federation.messages import Answer, Phase, Protected, Reason, WireError
@@ -275,16 +275,23 @@ def integers_of(
 ) -> tuple[Signed, int, Signed]:
     """An answer as what is summed: the update's integers and their bits, and the figures.
 
+    A strategy may have the update divided first; a norm bound is of what is sent, so it comes after.
+
     Raises:
         Refused: an experiment whose updates cannot be added as integers.
     """
     chain, round_ = received.chain, asked.request.round
     if chain is None or not chain.linear:
         raise Refused(Reason.BAD_EXPERIMENT)
-    counted = Figures.of(asked.experiment, received.task).integers(answer)
     update: Signed = np.empty(0, np.int32)
-    if answer.trained is not None:
-        update = chain.integers(quantised(asked, received, answer.trained.update, share))
+    divided = 0.0
+    if (trained := answer.trained) is not None:
+        arrays, normaliser = trained.update, strategies.normaliser(asked.experiment)
+        if normaliser is not None:
+            divisor = normaliser(round_, trained.steps or 0)
+            arrays, divided = strategies.scale_parameters(arrays, 1 / divisor), share * divisor
+        update = chain.integers(quantised(asked, received, arrays, share))
+    counted = Figures.of(asked.experiment, received.task).integers(answer, divided)
     return update, chain.bits(round=round_), counted
 
 

@@ -1,7 +1,7 @@
 """A hospital's counts and metrics as integers that can be added, and what their sum says.
 
 Where updates are summed in secret, so are these: 64-bit integers, exact, in a fixed order. Numbers that
-are not whole are in units of 2⁻²⁰; means travel as sums with their weights.
+are not whole are in units of 2⁻²⁰, or of 2⁻⁴⁰ if at most 1; means travel as sums with their weights.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from federation.tasks import Task
 BITS = 64  # of each integer, signed
 
 _UNIT = 1 << 20
+_FINE = 1 << 40
 _LARGEST = (
     1 << 52
 )  # of a hospital's number: a thousand of them cannot overflow, and a float64 holds it
@@ -38,6 +39,8 @@ class Summed:
         held_out: patients that the metrics were measured on.
         tallied: the task's noisy tally, under patient-level privacy with metrics=noisy.
         counts: held-out cases by group, int64 (`Figures.counts`,); None where the run has none.
+        normaliser: Σ sₖ·cₖ, with which the strategy's mean is shortened again (`weights.mean_of`);
+            None where no hospital divides its update.
     """
 
     hospitals: tuple[str, ...]
@@ -48,6 +51,7 @@ class Summed:
     held_out: int = 0
     tallied: Tallied | None = None
     counts: NDArray[np.int64] | None = field(default=None, compare=False)
+    normaliser: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,13 @@ class Figures:
         metrics: names, in an order that all share.
         tally: length of the task's noisy tally, where metrics come so; else 0.
         counts: how many counts by group; 0 where there are none.
+        normalised: whether hospitals divide their updates (`strategies.normaliser`).
     """
 
     metrics: tuple[str, ...]
     tally: int = 0
     counts: int = 0
+    normalised: bool = False
 
     @classmethod
     def of(cls, experiment: Experiment, task: Task) -> Figures:
@@ -74,6 +80,7 @@ class Figures:
             strategies.metric_names(experiment, task.metrics),
             tally=task.tally.size if noisy and task.tally else 0,
             counts=layout.size if layout is not None else 0,
+            normalised=strategies.normaliser(experiment) is not None,
         )
 
     @property
@@ -82,10 +89,14 @@ class Figures:
 
     @property
     def _measured(self) -> int:
-        return 4 + 2 * len(self.metrics) + (1 + self.tally if self.tally else 0)
+        tallied = 1 + self.tally if self.tally else 0
+        return 4 + 2 * len(self.metrics) + tallied + self.normalised
 
-    def integers(self, answer: Answer) -> NDArray[np.int64]:
+    def integers(self, answer: Answer, normaliser: float = 0.0) -> NDArray[np.int64]:
         """A hospital's figures, (length,); what it does not have is 0.
+
+        Args:
+            normaliser: sₖ·cₖ, at most 1: its weight in the sum times what it divided its update by.
 
         Raises:
             ValueError: a number that is not finite or too large to be added.
@@ -105,7 +116,8 @@ class Figures:
         tallied = [0.0] * (1 + self.tally) if self.tally else []
         if answer.tallied is not None:
             tallied = [_fixed(answer.tallied.noise**2), *map(_fixed, answer.tallied.values)]
-        numbers = [*values, *measured, *tallied]
+        divided = [float(np.rint(normaliser * _FINE))] if self.normalised else []
+        numbers = [*values, *measured, *tallied, *divided]
         if not all(math.isfinite(n) and abs(n) < _LARGEST for n in numbers):
             raise ValueError("a figure that cannot be added")
         counts = np.zeros(self.counts, np.int64)
@@ -126,7 +138,8 @@ class Figures:
                 metrics[name] = value / _UNIT / weight
         tallied = None
         if self.tally:
-            squared, *values = numbers[4 + 2 * len(self.metrics) :]
+            first = 4 + 2 * len(self.metrics)
+            squared, *values = numbers[first : first + 1 + self.tally]
             if squared > 0:
                 tallied = Tallied(np.array(values, np.float64) / _UNIT, math.sqrt(squared / _UNIT))
         return Summed(
@@ -138,6 +151,7 @@ class Figures:
             held_out=held_out,
             tallied=tallied,
             counts=total[self._measured :].copy() if self.counts else None,
+            normaliser=numbers[-1] / _FINE if self.normalised else None,
         )
 
 

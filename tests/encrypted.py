@@ -94,7 +94,7 @@ class Lead:
     """Asks hospitals' ClientApps, without a Grid between, as a coordinator of encrypted sums.
 
     Attributes:
-        missed: by round, what hospitals that missed it are sent: adverts, letter, update.
+        missed: by round, what hospitals that missed it are sent: adverts, letter, both sums.
     """
 
     hospitals: Hospitals
@@ -211,7 +211,7 @@ class Lead:
         work = self.work()
         signed = self.sign(work.proposal())
         (told,) = {self.open(name, signed, work.parcel) for name in self.names}
-        self.missed[self.round] = (self.adverts, signed.to_bytes(), work.update)
+        self.missed[self.round] = (self.adverts, signed.to_bytes(), work.parcel)
         self.round += 1
         return np.frombuffer(told, "<i8").astype(np.int64)
 

@@ -214,6 +214,7 @@ def train_quickly(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             examples=len(patients.training),
             loss=float(source.uniform()),
             seconds=1.0,
+            steps=asked.training.local_steps,
         )
 
     monkeypatch.setattr(plain_round, "_train", quick)

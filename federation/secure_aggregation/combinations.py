@@ -28,15 +28,11 @@ def require_summable(experiment: Experiment, chain: Chain | None) -> Chain:
             f"{how} cannot add up what {chain.unshared} sends, since its numbers do not mean the same "
             "at all hospitals: choose codec=int16, int8 or int4, with rand_k or adapters before it"
         )
-    if (
-        strategies.needs_single_updates(experiment)
-        and strategies.bound_at_hospitals(experiment) is None
-    ):
+    if (why := strategies.why_unsummed(experiment)) is not None:
         raise ConfigError(
-            f"strategy={experiment.strategy.name} looks at single updates, which {how} keeps from the "
-            "coordinator: choose a strategy that needs their mean alone, such as fedavg, or norm_bound "
-            "with strategy.bound=NUMBER, to which hospitals keep by themselves, or "
-            "secure_aggregation=none"
+            f"{how} cannot do strategy={experiment.strategy.name}, which {why}: choose a strategy that "
+            "needs the updates' mean alone, such as fedavg or fednova, or norm_bound with "
+            "strategy.bound=NUMBER, to which hospitals keep by themselves, or secure_aggregation=none"
         )
     if experiment.evaluation.leave_out is not None:
         raise ConfigError(

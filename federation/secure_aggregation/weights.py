@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+from federation import strategies
+from federation.messages import Arrays, Reason, WireError
+
+_ROUNDING = 1e-9  # of a sum of figures, far above what rounding does to it
 
 
 def shares(sizes: Mapping[str, int], weighting: str) -> dict[str, float]:
@@ -19,3 +24,30 @@ def shares(sizes: Mapping[str, int], weighting: str) -> dict[str, float]:
     return {
         name: size / largest if weighting == "examples" else 1.0 for name, size in sizes.items()
     }
+
+
+def mean_of(
+    plain: Arrays,
+    survivors: Collection[str],
+    shares: Mapping[str, float],
+    normaliser: float | None = None,
+) -> Arrays:
+    """The mean that the strategy gets, of what hospitals scaled before it was summed.
+
+    Args:
+        plain: Σ shareₖ·Δₖ / n of the n survivors, as the codec decodes it.
+        shares: as above, of the survivors at least.
+        normaliser: Σ shareₖ·cₖ, where each divided its parameters by its cₖ (`strategies.normaliser`):
+            Σ pₖ·cₖ · Σ pₖ·Δₖ/cₖ is the mean, pₖ the survivors' shares as parts of one.
+
+    Raises:
+        WireError: MALFORMED, a sum that such normalisers, all above 0 and at most 1, cannot have.
+    """
+    total = sum(shares[name] for name in survivors)
+    factor = len(survivors) / total
+    mean = {name: (a * factor).astype(a.dtype, copy=False) for name, a in plain.items()}
+    if normaliser is None:
+        return mean
+    if not 0 < normaliser <= total * (1 + _ROUNDING):
+        raise WireError(Reason.MALFORMED)
+    return strategies.scale_parameters(mean, normaliser / total)

@@ -31,6 +31,9 @@ which `step` then gets as the mean, and says with it, where they hold,
     ONE_VOTE = True          it does not weigh hospitals by what they say of their size
     BY_COORDINATE = True     it compares the same coordinate of all hospitals
     AT_HOSPITALS = "bound"   with this option, a norm, hospitals do its part where sums are secret
+    normaliser(training, steps, learning_rate) -> c    its update is Σ pₖ·cₖ · Σ pₖ·Δₖ/cₖ, so that
+                             hospitals that divide by their own c can be summed in secret; 0 < c ≤ 1
+    UNSUMMED = "why not"     where it is another reason than that it looks at single updates
     remember(options, weights, told) -> memory    arrays by hospital, `told.memory` in the next round
 """
 
@@ -53,6 +56,7 @@ from federation.strategies._single_updates import (
     Told,
     Updates,
     Weights,
+    scale_parameters,
     weighted_sum,
 )
 
@@ -79,9 +83,12 @@ __all__ = [
     "move",
     "moves_by_turn",
     "needs_single_updates",
+    "normaliser",
     "options",
+    "scale_parameters",
     "sent_down",
     "weighted_sum",
+    "why_unsummed",
 ]
 
 
@@ -252,6 +259,30 @@ def bound_at_hospitals(experiment: Experiment) -> float | None:
     module, chosen = registry.find(sys.modules[__name__], experiment.strategy)
     option = getattr(module, "AT_HOSPITALS", None)
     return None if option is None else getattr(chosen, option)
+
+
+def normaliser(experiment: Experiment) -> Callable[[int, int], float] | None:
+    """From a round's number and the local steps that a hospital did in it to what, in (0, 1], it divides
+    its update by before a secure sum; None: the rule has nothing divided.
+    """
+    module, _ = registry.find(sys.modules[__name__], experiment.strategy)
+    if not hasattr(module, "normaliser"):
+        return None
+
+    def of(number: int, steps: int) -> float:
+        turn = Turn(number, 1.0, experiment.training)
+        return float(module.normaliser(turn.training, steps, turn.learning_rate))
+
+    return of
+
+
+def why_unsummed(experiment: Experiment) -> str | None:
+    """What is in the way of a secure sum, to follow the rule's name; None: nothing is."""
+    module, _ = registry.find(sys.modules[__name__], experiment.strategy)
+    by_hospitals = (normaliser(experiment), bound_at_hospitals(experiment))
+    if not needs_single_updates(experiment) or any(one is not None for one in by_hospitals):
+        return None
+    return getattr(module, "UNSUMMED", "looks at single updates, which nobody has there")
 
 
 def figures_for(experiment: Experiment) -> frozenset[str]:

@@ -125,6 +125,14 @@ def others(updates: Updates) -> dict[str, Arrays]:
     }
 
 
+def scale_parameters(update: Arrays, factor: float) -> Arrays:
+    """One update with its parameters times a factor; statistics and counters as they are."""
+    return {
+        name: np.asarray(a * factor).astype(a.dtype) if is_parameter(name, a) else a
+        for name, a in update.items()
+    }
+
+
 # --- arithmetic ----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,10 @@ to the worst hospital alone. With Δₖ the update, so that the paper's Δwₖ i
     w ← w + Σ pₖ·Fₖ^q·L·Δₖ / Σ pₖ·hₖ,   hₖ = q·Fₖ^(q−1)·‖L·Δₖ‖² + L·Fₖ^q
 
 where L is the inverse of the step size that is best for q = 0: `lipschitz`, or one over the round's
-learning rate. The paper samples hospitals with chance pₖ; here all are asked and pₖ stands in the sums.
+learning rate. That is the paper's for SGD. Other optimisers step by about η whatever the gradient, so
+that L·Δₖ is no gradient, hₖ is far too large, and the model hardly moves: they need a `lipschitz`.
+
+The paper samples hospitals with chance pₖ; here all are asked and pₖ stands in the sums.
 
 Fₖ is `Told.received_loss`: exact where hospitals tell it, else the mean loss of their local steps. A
 loss that is not positive counts as 10⁻¹⁰. Running statistics and counters are averaged with weights
@@ -22,6 +25,7 @@ import math
 from pydantic import Field
 
 from federation.messages import Arrays
+from federation.schema import ConfigError, Experiment
 from federation.strategies import fedavg
 from federation.strategies._single_updates import (
     Told,
@@ -35,19 +39,30 @@ from federation.strategies._single_updates import (
 )
 from federation.strategies.fedavg import step
 
-__all__ = ["Options", "combine", "step"]
+__all__ = ["Options", "check", "combine", "step"]
 
 SINGLE_UPDATES = True
 NEEDS = ("loss",)
 PREFERS = ("loss_before",)
+UNSUMMED = "weighs updates by powers of losses, which have no bound that integers could be made for"
 _SMALLEST_LOSS = 1e-10
 
 
 class Options(fedavg.Options):
     q: float = Field(default=1.0, ge=0, le=20, description="how much fairness; 0: FedAvg")
     lipschitz: float | None = Field(
-        default=None, gt=0, description="L; none: one over the round's learning rate"
+        default=None, gt=0, description="L; none: one over the round's learning rate, of sgd"
     )
+
+
+def check(experiment: Experiment) -> None:
+    options = Options.model_validate(experiment.strategy.options)
+    if experiment.training.optimizer != "sgd" and options.lipschitz is None:
+        raise ConfigError(
+            "strategy=qfedavg takes L for one over SGD's learning rate, and training.optimizer is "
+            f"{experiment.training.optimizer}, with which the model would hardly move: set "
+            "training.optimizer=sgd, or strategy.lipschitz=NUMBER"
+        )
 
 
 def combine(options: Options, updates: Updates, weights: Weights, told: Told) -> Arrays:

@@ -220,7 +220,8 @@ class Encrypted:
                     f"round {round_}: the encrypted sum of round {number} is missing in the run's "
                     "folder, and a hospital needs it to follow: bring sums/ back from a backup"
                 )
-            parts += [opened.adverts, opened.letter, opened.update]
+            sums = letters.join(opened.figures, opened.update)
+            parts += [opened.adverts, opened.letter, sums]
         return letters.join(*parts)
 
     # --- opening ---------------------------------------------------------------------------------

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from federation import figures
 from federation.codec import packing, scales
 from federation.codec.chain import Chain
-from federation.figures import Figures
+from federation.figures import Figures, Summed
 from federation.messages import Answer, Arrays, Expected, Phase, Reason, Request, WireError
 from federation.roster import Roster
 from federation.schema import Experiment, SecureAggregation
 from federation.secure_aggregation import letters, masks
 from federation.secure_aggregation.masks import Advert, Cohort, Occasion, Opening
-from federation.secure_aggregation.weights import shares
+from federation.secure_aggregation.weights import mean_of, shares
 from server_app.aggregation.gathered import Gathered
 from server_app.aggregation.plain import SCALES, scales_of
 from server_app.aggregation.unopened import Unopened
@@ -102,7 +102,7 @@ class Masked:
         outcomes = self._rows(unopened)
         if not request.train:
             return Gathered(outcomes, None, done.codec, summed, self._seconds)
-        mean, after = self._mean(unopened, cohort, request, done)
+        mean, after = self._mean(unopened, cohort, request, done, summed)
         return Gathered(outcomes, mean, {SCALES: after}, summed, self._seconds)
 
     def release(self, done: Checkpoint) -> None:
@@ -263,16 +263,16 @@ class Masked:
         cohort: Cohort,
         request: Request,
         done: Checkpoint,
+        summed: Summed,
     ) -> tuple[Arrays, NDArray[np.int16]]:
         """The weighted mean of the survivors' updates, and the next round's scales."""
         before = scales_of(self.chain, done, self.experiment.training)
         total = packing.signed(unopened.update, unopened.bits)
         count = len(unopened.survivors)
-        mean, after = self.chain.decode(total, count, before, round=request.round)
+        plain, after = self.chain.decode(total, count, before, round=request.round)
         sizes = cohort.sizes(unopened.sharers)
         part = shares(sizes, self.experiment.participation.weighting)
-        factor = count / sum(part[name] for name in unopened.survivors)
-        return {name: (a * factor).astype(a.dtype, copy=False) for name, a in mean.items()}, after
+        return mean_of(plain, unopened.survivors, part, summed.normaliser), after
 
     # --- exchanges -------------------------------------------------------------------------------
 

@@ -228,7 +228,7 @@ def test_no_round_is_worked_for_with_the_model_of_another(lead: Lead, trained: l
         signed = lead.sign(work.proposal())
         for name in three:
             lead.open(name, signed, work.parcel)
-        lead.missed[lead.round] = (lead.adverts, signed.to_bytes(), work.update)
+        lead.missed[lead.round] = (lead.adverts, signed.to_bytes(), work.parcel)
         lead.round += 1
     letter = lead.to_work("north")
     refused(lead, "north", Reason.NO_MODEL, lambda: lead.ask("north", Phase.WORK, letter))
@@ -434,7 +434,7 @@ def test_a_signed_lie_is_not_opened_and_ends_the_run(
     letter = work.proposal().to_bytes()
     refused(lead, "east", Reason.SURVIVORS_DIFFER, lambda: lead.ask("east", Phase.SIGN, letter))
     lead.round = 2
-    behind = letters.join(lead.adverts, signed.to_bytes(), lie.update)
+    behind = letters.join(lead.adverts, signed.to_bytes(), lie.parcel)
     if which.startswith("the sum of three"):
         return  # its update is the true one
     refused(
@@ -527,7 +527,7 @@ def test_figures_do_not_go_out_of_a_model_that_is_not_the_others(lead: Lead) -> 
     assert model_file(lead.hospitals, "lake", lead.run).exists()  # nothing was proven
     refused(lead, "lake", Reason.NO_MODEL, lambda: lead.open("lake", signed, work.parcel))
     lead.open("east", signed, work.parcel)
-    lead.missed[2] = (lead.adverts, signed.to_bytes(), work.update)
+    lead.missed[2] = (lead.adverts, signed.to_bytes(), work.parcel)
     lead.round = 3
     both = letters.join(*lead.missed[1], *lead.missed[2])
     lead.ask("lake", Phase.WORK, lead.to_work("lake"), both, base=0)

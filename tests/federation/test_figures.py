@@ -120,6 +120,20 @@ def test_which_figures_a_run_has() -> None:
     assert Figures.of(experiment(privacy=PRIVATE | {"metrics": "noisy"}), untold).tally == 0
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.booleans())
+def test_normalisers_add_up_beside_all_others(divided: list[float], tallying: bool) -> None:
+    figures = Figures(("auc",), tally=2 if tallying else 0, counts=3, normalised=True)
+    tallied = Tallied(np.array([1.5, -2.0]), 3.0) if tallying else None
+    one = Answer(1, tallied=tallied, counts=np.arange(3))
+    integers = [figures.integers(one, normaliser) for normaliser in divided]
+    summed = figures.summed(np.sum(integers, axis=0), ("h",) * len(divided))
+    assert summed.normaliser == pytest.approx(math.fsum(divided), abs=len(divided) * 2.0**-40)
+    assert summed.counts.tolist() == [0, len(divided), 2 * len(divided)]
+    if tallying:
+        assert summed.tallied.values.tolist() == [1.5 * len(divided), -2.0 * len(divided)]
+    assert total(PLAIN, [Answer(1)]).normaliser is None
+
+
 # --- counts by group -------------------------------------------------------------------------------
 
 COUNTING = Figures(("auc",), tally=2, counts=5)

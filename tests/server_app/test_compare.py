@@ -113,11 +113,12 @@ def test_only_what_differs_is_a_key(tmp_path: Path) -> None:
 def test_options_differ_among_those_that_have_them() -> None:
     flats = [
         flat(composed(*overrides).model_dump(mode="json"))
-        for overrides in (["strategy=qfedavg", "strategy.q=1"], ["strategy=fedavg"])
+        for overrides in (["strategy=afl"], ["strategy=fedavg"])
     ]
     assert differing_keys(flats) == ["strategy"]
-    third = flat(composed("strategy=qfedavg", "strategy.q=2").model_dump(mode="json"))
-    assert differing_keys([*flats, third]) == ["strategy", "strategy.q"]
+    other = composed("strategy=afl", "strategy.mixture_learning_rate=0.2")
+    third = flat(other.model_dump(mode="json"))
+    assert differing_keys([*flats, third]) == ["strategy", "strategy.mixture_learning_rate"]
 
 
 def test_seeds_become_mean_and_deviation(tmp_path: Path) -> None:

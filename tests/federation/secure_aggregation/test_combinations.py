@@ -29,6 +29,7 @@ def composed(secure: str, *overrides: str) -> Experiment:
         ("codec=[adapters,int8]",),
         ("strategy=fedadam",),
         ("strategy=norm_bound", "strategy.bound=1.0"),
+        ("strategy=fednova",),
         ("participation.largest_update_norm=1.0",),
         ("privacy=patient_dp", "codec=int8"),
     ],
@@ -52,6 +53,7 @@ def test_what_can_be_summed_is_taken(secure: str, overrides: tuple[str, ...]) ->
         ),
         (("codec=[top_k,int8]",), "cannot add up what codec.sparsify=top_k", "rand_k or adapters"),
         (("strategy=norm_bound",), "looks at single updates", "strategy.bound=NUMBER"),
+        (("strategy=qfedavg",), "powers of losses, which have no bound", "fedavg or fednova"),
         (("evaluation.leave_out=north",), "asks one hospital", "leave it null"),
         (("participation.hospitals=[a,b]",), "names 2", "name more"),
         (
@@ -77,7 +79,7 @@ def test_strategies_that_look_at_single_updates(
     secure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strategies, "needs_single_updates", lambda experiment: True)
-    with pytest.raises(ConfigError, match="looks at single updates, which secure_aggregation="):
+    with pytest.raises(ConfigError, match="strategy=fedavg, which looks at single updates, which"):
         composed(secure)
 
 

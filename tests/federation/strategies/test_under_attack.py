@@ -102,6 +102,7 @@ def content(name: str, least: int = HOSPITALS, rounds: int = ROUNDS, **options: 
     return experiment(
         rounds=rounds,
         strategy={"name": name.partition(",")[0], **options},
+        training={"local_steps": 1, "batch_size": 2, "learning_rate": 0.1, "optimizer": "sgd"},
         least=least,
         weighting="equal",
         deadline=60.0,
