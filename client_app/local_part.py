@@ -12,7 +12,15 @@ import numpy as np
 from torch import nn
 
 from client_app.local_state import LocalState
-from client_app.received import Asked, Received, due, learning_rate, local_seed, update_of
+from client_app.received import (
+    Asked,
+    Received,
+    counted_before,
+    due,
+    learning_rate,
+    local_seed,
+    update_of,
+)
 from client_app.training import local, loop
 from client_app.training.local import Local, Worked, recalled
 from federation import models, strategies, tasks
@@ -121,6 +129,7 @@ class LocalPart:
                 personal=personal,
                 steps=steps,
                 learning_rate=learning_rate(self.asked),
+                left_over=counted_before(self.asked, self.received),
             )
             request = self.asked.request
             state = LocalState.of(

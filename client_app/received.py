@@ -17,6 +17,7 @@ from client_app.policy import Refused
 from client_app.residual import Residual
 from client_app.site import Site
 from client_app.training.device import pick_device
+from client_app.training.local import LeftOver
 from federation import models, strategies, tasks, wire
 from federation.codec.chain import Chain, Encoded, build
 from federation.messages import Answer, Arrays, Reason, Request, Shape, Trained, WireError
@@ -126,10 +127,10 @@ def local_seed(asked: Asked) -> int:
     return tasks.seeded(*parts).initial_seed()
 
 
-def learning_rate(asked: Asked) -> float:
-    """Of this round; rounds count from 1."""
-    training = asked.training
-    return float(training.learning_rate * training.learning_rate_decay ** (asked.request.round - 1))
+def learning_rate(asked: Asked, round_: int | None = None) -> float:
+    """Of this round, or of another one; rounds count from 1."""
+    training, number = asked.training, asked.request.round if round_ is None else round_
+    return float(training.learning_rate * training.learning_rate_decay ** (number - 1))
 
 
 @contextmanager
@@ -201,6 +202,19 @@ def due(asked: Asked, received: Received, update: Arrays) -> Arrays:
         return norm_bound.shortened(update, received.network.named_parameters(), bound)
     before = left_over(asked, chain)
     return chain.due(update, before, round=asked.request.round, bound=bound)
+
+
+def counted_before(asked: Asked, received: Received) -> LeftOver | None:
+    """What of an earlier update is due by now and was not sent, where both sides count updates.
+
+    Raises:
+        Refused: as `left_over`.
+    """
+    counted, chain = asked.request.counted, received.chain
+    left = left_over(asked, chain) if chain is not None and counted else None
+    if chain is None or not counted or left is None:
+        return None
+    return LeftOver(chain.by_name(left), learning_rate(asked, counted))
 
 
 def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1.0) -> Encoded:

@@ -76,7 +76,8 @@ def require_agreement(made: Hospitals, done: Checkpoint, of: Experiment, run: st
         ]
         missing = np.mean([part for part in left if part is not None], axis=0)
         shapes = chain.stages.exchange.shapes
-    factor = 1 / (STEPS * RATE) if of.strategy.name == "scaffold" else 0.5
+    rate = of.training.learning_rate_decay ** (done.round - 1) * RATE  # of what is to come
+    factor = 1 / (STEPS * rate) if of.strategy.name == "scaffold" else 0.5
     apart = []
     for array, shape in shapes.items():
         size = int(np.prod(shape))

@@ -195,6 +195,10 @@ class Chain:
         parameters = self._parameters(whole)
         return update | {name: own.astype(update[name].dtype) for name, own in parameters}
 
+    def by_name(self, residual: NDArray[np.float32]) -> Arrays:
+        """What was left over of each exchanged parameter."""
+        return dict(self._parameters(residual))
+
     def integers(self, encoded: Encoded) -> NDArray[np.int32]:
         """What is summed: values, then votes; int32 (length,). Only of a linear chain."""
         self._require_linear()

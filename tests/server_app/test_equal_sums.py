@@ -14,7 +14,7 @@ from client_app.backup import back_up, restore
 from client_app.residual import Residual
 from federation import archive, state_version
 from federation.messages import Reason
-from tests.control_variates import CHOICES, of, require_agreement, sha256
+from tests.control_variates import CHOICES, TRAINING, of, require_agreement, sha256
 from tests.hospitals import MASKS, Hospitals, hospitals
 from tests.masked import rows, same
 
@@ -119,3 +119,16 @@ def test_what_a_bound_cuts_away_no_side_counts(
     done = three.conduct(experiment, run, rounds=2)
     assert all(o["status"] == "ok" for o in rows(three, run)[-1]["hospitals"].values())
     require_agreement(three, done, experiment, run)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_comes_later_comes_at_a_smaller_rate(name: str, bits: int, three: Hospitals) -> None:
+    """SCAFFOLD divides by K·η: a codec's error is counted at one round's and sent at another's."""
+    experiment = of(
+        name,
+        codec={"quantise": {"name": "integers", "bits": bits}},
+        training=TRAINING | {"learning_rate_decay": 0.5},
+    )
+    done = three.conduct(experiment, f"decay-{name}-{bits}", rounds=4)
+    require_agreement(three, done, experiment, f"decay-{name}-{bits}")

@@ -42,6 +42,19 @@ class Personal:
 
 
 @dataclass(frozen=True)
+class LeftOver:
+    """What a codec left over of the update that counted last: it travels with this round's.
+
+    Attributes:
+        arrays: of parameters, by name.
+        learning_rate: of the round that left it.
+    """
+
+    arrays: Arrays
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Worked:
     """What a round's training came to.
 
@@ -52,6 +65,7 @@ class Worked:
         personal: the personal model's, where there is one.
         steps: optimiser steps that were done.
         learning_rate: of this round.
+        left_over: of an earlier round; None where nothing was, or where nobody keeps sums.
     """
 
     update: Arrays
@@ -59,6 +73,7 @@ class Worked:
     personal: Arrays
     steps: int
     learning_rate: float
+    left_over: LeftOver | None = None
 
 
 @dataclass(frozen=True)

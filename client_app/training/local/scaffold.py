@@ -25,9 +25,25 @@ def build(experiment: Experiment, network: nn.Module, memory: Arrays, down: Arra
 
     def remember(worked: Worked) -> Arrays:
         gone = scaffold.distance(experiment.training, worked.learning_rate)
+        update = _as_counted(worked, gone, experiment)
         return {
-            name: np.asarray(-array - worked.update[name] / gone).astype(array.dtype)
+            name: np.asarray(-array - update[name] / gone).astype(array.dtype)
             for name, array in towards.items()
         }
 
     return Local(correct=correct, remember=remember)
+
+
+def _as_counted(worked: Worked, gone: float, experiment: Experiment) -> Arrays:
+    """The update, as over rounds it comes to what the coordinator divides by its own K·η.
+
+    What a codec left over was counted here at the K·η of the round that left it, and arrives now, at
+    this round's, which a decaying learning rate makes another one.
+    """
+    left = worked.left_over
+    if left is None:
+        return worked.update
+    late = 1 - gone / scaffold.distance(experiment.training, left.learning_rate)
+    return worked.update | {
+        name: worked.update[name] + late * array for name, array in left.arrays.items()
+    }
