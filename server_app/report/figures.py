@@ -119,7 +119,7 @@ def _update_norms(run: Run) -> Chart | None:
     worst = _worst(run, run.headline)
     said = _ends(lines) + _bold(run, worst if lines.get(worst or "") else None)
     if step:
-        said += " The dashed line is the step of the global model."
+        said += " The dashed line is the mean update."
     if run.private:
         said += " Most of an update's size may be noise."
     if run.in_secret:
@@ -132,7 +132,7 @@ def _update_norms(run: Run) -> Chart | None:
         said,
         worst=worst,
         mean=step,
-        mean_name="global step",
+        mean_name="mean update",
     )
 
 
