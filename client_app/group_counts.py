@@ -34,6 +34,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -215,7 +216,9 @@ def _read(path: Path) -> tuple[Division | None, list[Batch]] | None:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return None, []
+        # before there was one division for a task each had a file, named by its digest
+        before = any(re.fullmatch("[0-9a-f]{32}", one.stem) for one in path.parent.glob("*.json"))
+        return None if before else (None, [])
     try:
         found = json.loads(content)
         return Division.from_json(found["division"]), [

@@ -17,28 +17,39 @@ def exact_metrics(predictions: Sequence[Prediction], task: Task, smallest: int) 
     """The task's metrics; only the loss where one of them would be a figure of few patients.
 
     A sensitivity is a figure of the patients who have the disease, an AUROC tells where each of them
-    ranks, a Dice is of those who have the structure. So with fewer than `smallest` patients of a true
-    class, or of a structure, that the hospital has at all, no metric by class leaves it. The loss is a
-    mean over everybody held out, of whom the caller sees that there are enough.
+    ranks, a surface distance is of those whose structure was found. So with fewer than `smallest`
+    patients, but some, of a true class or of what a metric of structures is known of, no metric but the
+    loss leaves. That is a mean over everybody held out, of whom the caller sees that there are enough.
 
     Args:
         predictions: on all held-out cases.
         smallest: group of the site's policy.
     """
     metrics = metrics_of(predictions, task)
-    if all(len(patients) >= smallest for patients in _patients_by_class(predictions, task)):
+    parts = _classes(predictions) if task.kind == "classification" else _known(predictions)
+    if all(len(patients) >= smallest for patients in parts):
         return metrics
     return {name: value for name, value in metrics.items() if name == OF_ALL}
 
 
-def _patients_by_class(predictions: Sequence[Prediction], task: Task) -> list[set[str]]:
-    """Who is of each true class that somebody is of; in segmentation, who has each structure's Dice."""
+def _classes(predictions: Sequence[Prediction]) -> list[set[str]]:
+    """Who has an image of each class, and whose highest class each is, as metrics by patient count."""
+    of_images: dict[int, set[str]] = defaultdict(set)
+    highest: dict[str, int] = {}
+    for case in predictions:
+        label = int(case.target)
+        of_images[label].add(case.patient)
+        highest[case.patient] = max(label, highest.get(case.patient, label))
+    of_patients: dict[int, set[str]] = defaultdict(set)
+    for patient, label in highest.items():
+        of_patients[label].add(patient)
+    return [*of_images.values(), *of_patients.values()]
+
+
+def _known(predictions: Sequence[Prediction]) -> list[set[str]]:
+    """Of whom each number of a segmentation's outcome is known; none of whom nobody's is."""
     found: dict[int, set[str]] = defaultdict(set)
     for case in predictions:
-        if task.kind == "classification":
-            found[int(case.target)].add(case.patient)
-        else:
-            dice = case.outcome[: len(task.classes) - 1]
-            for structure in torch.nonzero(~torch.isnan(dice)).flatten().tolist():
-                found[structure].add(case.patient)
+        for column in torch.nonzero(~torch.isnan(case.outcome)).flatten().tolist():
+            found[column].add(case.patient)
     return list(found.values())

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from federation import strategies
 from federation.messages import Arrays, Reason, WireError
 
-_ROUNDING = 1e-9  # of a sum of figures, far above what rounding does to it
+_ROUNDING = 1e-9, 2.0**-41  # of a sum of figures: its floats', and each hospital's to a half unit
 
 
 def shares(sizes: Mapping[str, int], weighting: str) -> dict[str, float]:
@@ -48,6 +48,7 @@ def mean_of(
     mean = {name: (a * factor).astype(a.dtype, copy=False) for name, a in plain.items()}
     if normaliser is None:
         return mean
-    if not 0 < normaliser <= total * (1 + _ROUNDING):
+    of_floats, of_each = _ROUNDING
+    if not 0 < normaliser <= total * (1 + of_floats) + len(survivors) * of_each:
         raise WireError(Reason.MALFORMED)
-    return strategies.scale_parameters(mean, normaliser / total)
+    return strategies.scale_parameters(mean, min(normaliser / total, 1.0))

@@ -50,7 +50,11 @@ def check(experiment: Experiment) -> None:
             f"{experiment.training.optimizer}: set training.optimizer=sgd, or choose strategy=fedavg"
         )
     training = experiment.training
-    if min(_reaches(training, training.learning_rate)) <= 0:
+    rates = {
+        training.learning_rate * training.learning_rate_decay**gone
+        for gone in range(experiment.rounds if training.proximal_mu else 1)
+    }
+    if min(reach for rate in rates for reach in _reaches(training, rate)) <= 0:
         raise ConfigError(
             f"training.proximal_mu={training.proximal_mu:g} throws local steps back to where they began "
             f"or further, and strategy=fednova divides by how far they get: lower training.proximal_mu, "

@@ -134,6 +134,16 @@ def test_a_damaged_file_and_a_stricter_policy_count_nobody(tmp_path: Path) -> No
         assert file.read_bytes() == content
 
 
+def test_files_of_before_there_was_one_division_count_nobody(tmp_path: Path) -> None:
+    """What left by them is not known here, and would be told apart from what leaves now."""
+    old = tmp_path / "counted" / f"{'0a' * 16}.json"
+    old.parent.mkdir()
+    old.write_text("[]")
+    assert not counted(tmp_path, crowd("a")).any()
+    old.unlink()
+    assert counted(tmp_path, crowd("a")).any()
+
+
 def test_the_first_experiment_divides_the_patients_for_all_others(tmp_path: Path) -> None:
     everyone = crowd("a")
     counted(tmp_path, everyone)

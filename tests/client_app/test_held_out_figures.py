@@ -48,6 +48,40 @@ def test_metrics_by_class_leave_if_each_class_has_enough_patients(
     assert exact_metrics(cases, task, 1) == whole
 
 
+def test_who_is_well_by_patient_is_not_who_has_a_well_breast() -> None:
+    """One woman is well; ten have an ill breast and a well one, so images of both classes abound."""
+
+    def breast(patient: str, side: str, label: int) -> Prediction:
+        words = {"laterality": side}
+        return Prediction(patient, torch.randn(2), torch.tensor(label), words)
+
+    ill = [
+        breast(f"{n}", side, int(side == "left")) for n in range(10) for side in ("left", "right")
+    ]
+    well = [breast(f"well{n}", side, 0) for n in range(5) for side in ("left", "right")]
+    assert exact_metrics(ill + well[:2], drawn.MAMMOGRAPHY, 5).keys() == {"loss"}
+    assert "auroc_patient" in exact_metrics(ill + well, drawn.MAMMOGRAPHY, 5)
+
+
+@pytest.mark.parametrize(
+    ("drawn_", "found", "leave"), [(20, 20, True), (20, 1, False), (1, 20, False)]
+)
+def test_what_is_known_of_few_tumours_stays(drawn_: int, found: int, leave: bool) -> None:
+    """The model finds one of twenty; or one of twenty has a tumour, and it marks something in each."""
+    mask = torch.zeros(1, 6, 6, 6)
+    mask[..., 2:4, 2:4, 2:4] = 1
+    logits = torch.cat([0.5 - mask, mask - 0.5]) * 9
+    nothing = torch.cat([torch.full_like(mask, 9.0), torch.full_like(mask, -9.0)])
+    cases = []
+    for number in range(20):
+        truth = mask if number < drawn_ else torch.zeros_like(mask)
+        outcome = drawn.TUMOUR.outcome(logits if number < found else nothing, truth)
+        cases.append(Prediction(f"{number}", outcome, torch.empty(0)))
+    assert metrics_of(cases, drawn.TUMOUR).keys() > {"dice", "hd95", "missed"}
+    left = exact_metrics(cases, drawn.TUMOUR, 5)
+    assert ("hd95" in left and "missed" in left) if leave else left.keys() == {"loss"}
+
+
 def test_a_structure_that_few_patients_have_takes_its_dice_along() -> None:
     def patient(number: int, *dices: float) -> Prediction:
         return replace(drawn.segmented(dices), patient=str(number))

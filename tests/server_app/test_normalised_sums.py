@@ -203,3 +203,12 @@ def test_no_sum_of_normalisers_lengthens_the_mean(normaliser: float) -> None:
     else:
         assert 0 <= mean["w"] <= whole["w"] * (1 + 1e-6)
         assert mean["bn.running_mean"] == whole["bn.running_mean"]
+
+
+def test_rounding_of_honest_figures_is_no_lie() -> None:
+    """Survivors who are thousands of times smaller than the hospital that dropped out."""
+    shares = {"a": 12 / 60_000, "b": 12 / 60_000, "c": 12 / 60_000, "large": 1.0}
+    told = sum(round(shares[name] * 2**40 + 0.5) for name in "abc") / 2**40
+    plain = {"w": np.ones(3, np.float32)}
+    mean = mean_of(plain, ("a", "b", "c"), shares, told)
+    np.testing.assert_array_equal(mean["w"], mean_of(plain, ("a", "b", "c"), shares)["w"])

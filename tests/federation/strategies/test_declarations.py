@@ -140,6 +140,11 @@ def test_fednova_does_not_divide_by_steps_that_get_nowhere() -> None:
     asked = ("strategy=fednova", "training.learning_rate=0.1", "training.proximal_mu=20")
     assert "lower training.proximal_mu" in refused(*asked)
     assert compose.experiment([*asked[:-1], "training.proximal_mu=5"])
+    later = [f"training.{part}" for part in ("local_steps=3", "momentum=0.9", "proximal_mu=28.5")]
+    assert compose.experiment([*asked[:-1], *later])
+    assert "lower training.proximal_mu" in refused(
+        *asked[:-1], *later, "training.learning_rate_decay=0.84"
+    ), "in the second round a step goes back"
 
 
 def test_qfedavg_is_for_sgd_unless_it_is_told_its_constant() -> None:
