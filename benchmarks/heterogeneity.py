@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -263,12 +262,11 @@ def main() -> None:
                         images = repr(
                             (experiment.task, harmonisation.cached(experiment.harmonisation))
                         )
-                        where = (
-                            Path(folder) / str(seed) / hashlib.sha256(images.encode()).hexdigest()
-                        )
                         if images not in prepared:
+                            where = Path(folder) / f"{seed}-{len(prepared)}"
                             prepared[images] = _prepare(arguments, name, experiment, where)
-                        known[key] = _run(key, name, strategy, experiment, prepared[images], where)
+                        hospitals, work = prepared[images], Path(folder)
+                        known[key] = _run(key, name, strategy, experiment, hospitals, work)
                         write(arguments.json, known)
                     rows.setdefault(strategy, []).append(known[key])
         show(name, rows, {_SGD: "(sgd)", _ONE_VOTE: "(equal)"})
@@ -278,7 +276,7 @@ def _prepare(
     arguments: argparse.Namespace, name: str, experiment: Experiment, folder: Path
 ) -> list[Hospital]:
     task = tasks.of_experiment(experiment)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     made = SETTINGS[name].hospitals(experiment, task, folder, arguments.patients)
     for one in made:
         print(f"{one.name}: {len(one.training)} images, {len(one.held_out)} held out", flush=True)

@@ -16,70 +16,57 @@ from typing import Any, Self
 import numpy as np
 
 from federation.fairness.cases import Cases
-from federation.fairness.layout import OTHER, UNKNOWN, WITHHELD, Layout, listed
+from federation.fairness.layout import OTHER, UNKNOWN, WITHHELD, Layout, listed, words_of
+from federation.schema import Fairness
+
+_WORDS = {"unit", "attributes", "age_cuts", "manufacturers"}
 
 
 @dataclass(frozen=True)
 class Division:
-    """Which cases there are (`unit`, true `classes`), and by which words they are told apart.
+    """Which cases there are (their unit, true `classes`), and by which words they are told apart.
 
     Attributes:
-        age_cuts: years where bands begin.
-        manufacturers: by name; all others are one word.
+        options: unit, attributes, cuts and manufacturers of the first experiment; all else by default.
     """
 
     classes: tuple[str, ...]
-    unit: str
-    attributes: tuple[str, ...]
-    age_cuts: tuple[int, ...]
-    manufacturers: tuple[str, ...]
+    options: Fairness
 
     @classmethod
     def of(cls, layout: Layout, classes: tuple[str, ...]) -> Self:
-        options = layout.options
-        return cls(
-            tuple(classes),
-            options.unit,
-            layout.attributes,
-            options.age_cuts,
-            options.manufacturers,
-        )
+        return cls(classes, Fairness(**layout.options.model_dump(include=_WORDS)))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Raises TypeError, KeyError: it is no division."""
-        return cls(
-            unit=str(content["unit"]),
-            **{
-                name: tuple(content[name])
-                for name in ("classes", "attributes", "age_cuts", "manufacturers")
-            },
-        )
+        """Raises ValueError, TypeError, KeyError: it is no division."""
+        return cls(tuple(content["classes"]), Fairness.model_validate(content["words"]))
+
+    def to_json(self) -> dict[str, Any]:
+        words = self.options.model_dump(mode="json", include=_WORDS)
+        return {"classes": self.classes, "words": words}
 
     def counts(self, layout: Layout, classes: tuple[str, ...]) -> bool:
         """Whether an experiment counts the same cases of the same classes, by whatever words."""
-        return (self.classes, self.unit) == (tuple(classes), layout.options.unit)
+        return (self.classes, self.options.unit) == (classes, layout.options.unit)
 
     def layout(self, wanted: Layout) -> Layout:
         """An experiment's, with this division's words in place of its own."""
-        options = wanted.options.model_copy(
-            update={
-                "attributes": self.attributes,
-                "age_cuts": self.age_cuts,
-                "manufacturers": self.manufacturers,
-            }
+        own = self.options.model_dump(include=_WORDS)
+        return replace(
+            wanted,
+            options=wanted.options.model_copy(update=own),
+            attributes=self.options.attributes,
+            words=words_of(self.options),
         )
-        words = tuple((*listed(name, options), UNKNOWN, WITHHELD) for name in self.attributes)
-        return replace(wanted, options=options, attributes=self.attributes, words=words)
 
     def told(self, cases: Cases, wanted: Layout) -> Cases:
         """Cases by this division's words, of which some may be withheld, by an experiment's words."""
-        own = self.layout(wanted)
-        columns = []
+        own, columns = words_of(self.options), []
         for attribute, words in zip(wanted.attributes, wanted.words, strict=True):
-            if attribute in self.attributes:
-                column = self.attributes.index(attribute)
-                read = [self._read_off(attribute, word, wanted) for word in own.words[column]]
+            if attribute in self.options.attributes:
+                column = self.options.attributes.index(attribute)
+                read = [self._read_off(attribute, word, wanted) for word in own[column]]
                 positions = np.array([words.index(word) for word in read], np.int64)
                 columns.append(positions[cases.words[:, column]])
             else:
@@ -97,7 +84,7 @@ class Division:
         if attribute == "manufacturer":
             named = wanted.options.manufacturers
             if word == OTHER:
-                return OTHER if set(named) <= set(self.manufacturers) else WITHHELD
+                return OTHER if set(named) <= set(self.options.manufacturers) else WITHHELD
             return word if word in named else OTHER
         return word
 

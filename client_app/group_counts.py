@@ -111,8 +111,7 @@ def group_counts(
             if known is None:
                 return count(None, layout)
             division, batches = known
-            if division is None or not batches:
-                division = Division.of(layout, task.classes)
+            division = division or Division.of(layout, task.classes)
             if not division.counts(layout, task.classes):
                 return count(None, layout)
             divided = division.layout(layout)
@@ -207,7 +206,7 @@ def _identity(image: Image) -> str:
 
 
 def _write(path: Path, division: Division, batches: Sequence[Batch]) -> None:
-    content = {"division": asdict(division), "batches": [asdict(batch) for batch in batches]}
+    content = {"division": division.to_json(), "batches": [asdict(batch) for batch in batches]}
     write_private(path, json.dumps(content).encode())
 
 

@@ -10,7 +10,7 @@ import torch
 from client_app.training.loop import metrics_of
 from federation.tasks import Prediction, Task
 
-OF_ALL = "loss"  # the one metric that is no class's
+_OF_ALL = "loss"  # the one metric that is no class's
 
 
 def exact_metrics(predictions: Sequence[Prediction], task: Task, smallest: int) -> dict[str, float]:
@@ -29,7 +29,7 @@ def exact_metrics(predictions: Sequence[Prediction], task: Task, smallest: int) 
     parts = _classes(predictions) if task.kind == "classification" else _known(predictions)
     if all(len(patients) >= smallest for patients in parts):
         return metrics
-    return {name: value for name, value in metrics.items() if name == OF_ALL}
+    return {name: value for name, value in metrics.items() if name == _OF_ALL}
 
 
 def _classes(predictions: Sequence[Prediction]) -> list[set[str]]:

@@ -53,6 +53,7 @@ class Received:
         packed: the whole model as `federation.wire.pack` writes it, whichever way it came.
         chain: how the update travels; None: as arrays.
         down: what the strategy sent beside the model; empty for most.
+        left_over: what earlier updates lost in the codec, to be added to this round's; None: nothing.
     """
 
     task: Task
@@ -63,6 +64,7 @@ class Received:
     device: torch.device
     chain: Chain | None
     down: Arrays = field(default_factory=dict)
+    left_over: NDArray[np.float32] | None = None
 
 
 def receive(asked: Asked) -> Received:
@@ -98,14 +100,14 @@ def receive(asked: Asked) -> Received:
     down = {name: arrays.pop(name) for name in beside}
     for name, array in own.items():
         array[...] = arrays[name]
-    chain = None
+    chain = left = None
     if experiment.codec is not None:
         chain = build(experiment.codec, network, seed=experiment.seed)
         if asked.request.train:
             # refused before there is work, or a charge
             chain.scales_from_bytes(asked.request.scales)
-            left_over(asked, chain)
-    return Received(task, network.to(device), arrays, packed, shape, device, chain, down)
+            left = _left_over(asked, chain)
+    return Received(task, network.to(device), arrays, packed, shape, device, chain, down, left)
 
 
 def _beside(experiment: Experiment, network: nn.Module) -> Arrays:
@@ -171,12 +173,8 @@ def encode(asked: Asked, received: Received, trained: Trained) -> Trained:
     return replace(trained, encoded=chain.to_bytes(encoded, round=asked.request.round))
 
 
-def left_over(asked: Asked, chain: Chain) -> NDArray[np.float32] | None:
-    """What earlier updates lost in the codec, to be added to this round's; None: nothing.
-
-    Raises:
-        Refused: NO_STATE, the coordinator's sums wait for it and it is not here any more.
-    """
+def _left_over(asked: Asked, chain: Chain) -> NDArray[np.float32] | None:
+    """Raises Refused: NO_STATE, the coordinator's sums wait for it and it is not here any more."""
     if not chain.codec.error_feedback:
         return None
     left, counted = _residual(asked), asked.request.counted
@@ -193,26 +191,19 @@ def due(asked: Asked, received: Received, update: Arrays) -> Arrays:
 
     Raises:
         WireError: an update that is not finite.
-        Refused: as `left_over`.
     """
     bound, chain = norm_bound.of(asked.site, asked.experiment), received.chain
     if bound is None:
         return update
     if chain is None:
         return norm_bound.shortened(update, received.network.named_parameters(), bound)
-    before = left_over(asked, chain)
-    return chain.due(update, before, round=asked.request.round, bound=bound)
+    return chain.due(update, received.left_over, round=asked.request.round, bound=bound)
 
 
 def counted_before(asked: Asked, received: Received) -> LeftOver | None:
-    """What of an earlier update is due by now and was not sent, where both sides count updates.
-
-    Raises:
-        Refused: as `left_over`.
-    """
-    counted, chain = asked.request.counted, received.chain
-    left = left_over(asked, chain) if chain is not None and counted else None
-    if chain is None or not counted or left is None:
+    """What of an earlier update is due by now and was not sent, where both sides count updates."""
+    counted, chain, left = asked.request.counted, received.chain, received.left_over
+    if not counted or chain is None or left is None:
         return None
     return LeftOver(chain.by_name(left), learning_rate(asked, counted))
 
@@ -225,10 +216,8 @@ def quantised(asked: Asked, received: Received, update: Arrays, share: float = 1
 
     Raises:
         WireError: scales that are none, or an update that is not finite.
-        Refused: as `left_over`.
     """
-    chain, request = _chain(received), asked.request
-    before = left_over(asked, chain)
+    chain, request, before = _chain(received), asked.request, received.left_over
     bound = norm_bound.of(asked.site, asked.experiment)
     if share != 1:
         update = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,13 @@ class Hospitals:
         self.asked.clear()
         self.heard.clear()
         return self
+
+    @contextmanager
+    def lent(self) -> Iterator[Hospitals]:
+        """Fresh, for one test that changes sites; they are as they were afterwards."""
+        own = dict(self.sites)
+        yield self.fresh()
+        self.sites.update(own)
 
     def serve(self, name: str, of: Experiment) -> Callable[[RecordDict], Any]:
         """The hospital's ClientApp, as a SuperNode would call it."""

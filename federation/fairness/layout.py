@@ -116,7 +116,7 @@ class Layout:
         layout = cls(
             options=options,
             attributes=options.attributes,
-            words=tuple((*listed(name, options), UNKNOWN, WITHHELD) for name in options.attributes),
+            words=words_of(options),
             kind=task.kind,
             channels=channels,
             edges=edges,
@@ -227,6 +227,11 @@ def score_edges(bins: int) -> NDArray[np.float64]:
         low, high = np.where(scaled < wanted, middle, low), np.where(scaled < wanted, high, middle)
     below = 1 / (1 + np.exp(-high))
     return np.concatenate([[0.0], below, [0.5], 1 - below[::-1], [1.0]])
+
+
+def words_of(options: Fairness) -> tuple[tuple[str, ...], ...]:
+    """The list of each attribute, `unknown` and `withheld` last."""
+    return tuple((*listed(name, options), UNKNOWN, WITHHELD) for name in options.attributes)
 
 
 def listed(attribute: str, options: Fairness) -> tuple[str, ...]:

@@ -35,9 +35,8 @@ def _three(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
 @pytest.fixture
 def three(_three: Hospitals, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hospitals]:
     train_quickly(monkeypatch)
-    own = dict(_three.sites)
-    yield _three.fresh()
-    _three.sites.update(own)
+    with _three.lent() as made:
+        yield made
 
 
 def policy(made: Hospitals, bound: float, *names: str) -> None:

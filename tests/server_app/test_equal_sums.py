@@ -26,9 +26,8 @@ def _three(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
 
 @pytest.fixture
 def three(_three: Hospitals) -> Iterator[Hospitals]:
-    own = dict(_three.sites)
-    yield _three.fresh()
-    _three.sites.update(own)
+    with _three.lent() as made:
+        yield made
 
 
 def other_runs(made: Hospitals) -> None:

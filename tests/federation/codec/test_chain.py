@@ -147,7 +147,7 @@ def test_what_is_due_has_been_sent_but_for_the_residual(name: str, seed: int, sh
         left = encoded.residual
         difference += of._flat(due).astype(np.float64) - of._flat(sent)
     assert left is not None
-    own = dict(of._parameters(left))
+    own = of.by_name(left)
     for key, apart in of._parameters(difference):
         assert np.allclose(apart, own[key], atol=2e-6), key
 
