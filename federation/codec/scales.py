@@ -8,7 +8,8 @@ little of the next. A hospital whose values are all 0 does not vote.
 
 Votes are functions of what is sent and of the last rounds' rest: under patient-level privacy of noised
 updates and public numbers alone, so they are post-processing. They are not bounded by anything but
-`LOWEST` and `HIGHEST`: one hospital can make a scale too coarse, as it can spoil a sum.
+`LOWEST` and `HIGHEST`: one hospital can make a scale too coarse, as it can spoil a sum. In the open, one
+whose update is left out has no vote either.
 """
 
 from __future__ import annotations

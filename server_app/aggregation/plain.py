@@ -70,7 +70,7 @@ class Plain:
         self, chain: Chain, hospitals: Sequence[str], request: Request, done: Checkpoint
     ) -> Gathered:
         before = scales_of(chain, done, self.experiment.training)
-        votes: list[NDArray[np.int64]] = []
+        votes: dict[str, NDArray[np.int64]] = {}
 
         def decode(outcome: Outcome) -> None:
             trained = outcome.answer.trained if outcome.answer else None
@@ -78,7 +78,7 @@ class Plain:
                 return
             encoded = chain.from_bytes(trained.encoded, round=request.round)
             update = chain.decode_one(encoded, before, round=request.round)
-            votes.append(encoded.wanted)
+            votes[outcome.hospital] = encoded.wanted
             decoded = replace(trained, update=update, encoded=None)
             outcome.answer = replace(outcome.answer, trained=decoded)
 
@@ -88,11 +88,12 @@ class Plain:
             replace(self.expected, encoded=chain.largest_blob(round=request.round)),
             taken=decode,
         )
-        after = before
-        if votes:
-            total = np.stack(votes).sum(axis=0)
-            after = chain.next_scales(before, total, round=request.round)
         mean, memory = self._mean(outcomes, done)
+        counted = [votes[o.hospital] for o in outcomes if o.is_good and o.hospital in votes]
+        after = before
+        if counted:
+            total = np.stack(counted).sum(axis=0)
+            after = chain.next_scales(before, total, round=request.round)
         return Gathered(outcomes, mean, {SCALES: after} | memory)
 
     def _mean(self, outcomes: list[Outcome], done: Checkpoint) -> tuple[Arrays | None, Arrays]:
